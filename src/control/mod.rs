@@ -1,0 +1,1 @@
+//! Control plane: may block and allocate; never touches a device connection.

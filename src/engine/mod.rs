@@ -1,0 +1,1 @@
+//! Data plane: one thread a core; never blocks, never resolves names.

@@ -1,0 +1,83 @@
+//! Every maximum of the gateway, with its unit; relations between them are checked at compile time.
+//!
+//! Settings may lower these bounds or move inside them, never exceed them.
+
+/// Bytes of one request or answer head that an operator may allow at most (`limits.head_bytes`).
+pub const HEAD_BYTES_CEILING: usize = 65_536;
+/// Bytes of one head if the file does not say.
+pub const HEAD_BYTES_DEFAULT: usize = 16_384;
+/// Bytes of the smallest head limit: below it, ordinary clients could not speak.
+pub const HEAD_BYTES_FLOOR: usize = 1_024;
+
+/// Fields of one head that an operator may allow at most (`limits.fields`).
+pub const FIELDS_CEILING: usize = 256;
+/// Fields of one head if the file does not say.
+pub const FIELDS_DEFAULT: usize = 100;
+
+/// Bytes of a request body if the file does not say: 100 MiB, twice the largest log export seen.
+pub const BODY_BYTES_DEFAULT: u64 = 104_857_600;
+
+/// Open downstream connections if the file does not say, all cores together.
+pub const CONNECTIONS_DEFAULT: usize = 100_000;
+/// Open downstream connections of one source address if the file does not say.
+pub const CONNECTIONS_PER_ADDRESS_DEFAULT: usize = 64;
+/// Idle upstream connections to one server on one core if the file does not say.
+pub const POOL_PER_SERVER_DEFAULT: usize = 32;
+/// Idle upstream connections of one core, all servers together.
+pub const POOL_PER_CORE_MAX: usize = 4_096;
+
+/// Bytes of an identity value: account, device or serial number (specification, section 2).
+pub const IDENTITY_VALUE_BYTES_MAX: usize = 128;
+/// The highest server slot: `m2u999`.
+pub const SLOT_MAX: u16 = 999;
+/// Bytes of a server URL's base path.
+pub const BASE_PATH_BYTES_MAX: usize = 2_048;
+/// Bytes of a rendered `Authorization` line: user name and password in base64.
+pub const LOGIN_BYTES_MAX: usize = 2_048;
+
+/// Bytes of a parked connection's buffer: enough for the head of an ordinary request.
+pub const PARKED_BYTES: usize = 2_048;
+/// Bytes of a relay buffer if no flag says: body bytes that one receive takes at most.
+pub const RELAY_BYTES_DEFAULT: usize = 65_536;
+/// Bytes of the smallest relay buffer.
+pub const RELAY_BYTES_FLOOR: usize = 4_096;
+/// Bytes of the largest relay buffer.
+pub const RELAY_BYTES_CEILING: usize = 1_048_576;
+/// Spare buffers of each size that one core keeps.
+pub const SPARE_BUFFERS_MAX: usize = 256;
+
+/// Bytes that a rewritten head may be longer than the received one: identity twice, login, host,
+/// base path, `Via`, request id, framing.
+pub const HEAD_GROWTH_BYTES_MAX: usize =
+    2 * (3 * (IDENTITY_VALUE_BYTES_MAX + 32)) + LOGIN_BYTES_MAX + 512 + BASE_PATH_BYTES_MAX + 256;
+
+/// Digits of a chunk size: 16 hexadecimal digits are 64 bits.
+pub const CHUNK_SIZE_DIGITS_MAX: usize = 16;
+/// Bytes of one chunk line, extensions included.
+pub const CHUNK_LINE_BYTES_MAX: usize = 512;
+/// Bytes of a trailer section, which is read and dropped.
+pub const TRAILER_BYTES_MAX: usize = 8_192;
+/// Interim (1xx) answers before a final one.
+pub const INTERIM_RESPONSES_MAX: usize = 16;
+/// Bytes of the authority a device named, kept to map `Location` back.
+pub const AUTHORITY_BYTES_MAX: usize = 261;
+
+/// Bytes that are read and thrown away after a refusal, so that the answer is not lost to a reset.
+pub const LINGER_BYTES_MAX: u64 = 1_048_576;
+/// Addresses of one upstream that are tried for one request.
+pub const ADDRESSES_PER_UPSTREAM_MAX: usize = 16;
+/// TLS sessions kept for resumption for one (trust, client certificate).
+pub const TLS_SESSIONS_MAX: usize = 1_024;
+/// Bytes of plaintext in one TLS record: see the allocator note in `engine::net::tls`.
+pub const TLS_RECORD_BYTES: usize = 8_192;
+
+/// Ring entries if no flag says.
+pub const RING_ENTRIES_DEFAULT: u32 = 4_096;
+
+const _: () = {
+    assert!(HEAD_BYTES_FLOOR <= HEAD_BYTES_DEFAULT && HEAD_BYTES_DEFAULT <= HEAD_BYTES_CEILING);
+    assert!(FIELDS_DEFAULT <= FIELDS_CEILING);
+    assert!(PARKED_BYTES <= RELAY_BYTES_FLOOR);
+    assert!(RELAY_BYTES_FLOOR <= RELAY_BYTES_DEFAULT && RELAY_BYTES_DEFAULT <= RELAY_BYTES_CEILING);
+    assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
+};

@@ -1,0 +1,1 @@
+//! Wiring of a running gateway: control thread, workers, signals, drain.

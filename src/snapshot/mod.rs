@@ -1,0 +1,28 @@
+//! The meeting place: what the control plane publishes and the engine reads.
+//!
+//! Everything here is immutable once published, and whatever can be rendered ahead is rendered
+//! ahead. Nothing here does I/O or knows a runtime.
+
+pub mod identity;
+pub mod publish;
+pub mod route;
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use identity::IdentityTable;
+use route::RouteTable;
+
+/// One consistent view of everything a request needs to know.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// VPN address -> device.
+    pub identities: Arc<IdentityTable>,
+    /// (account, slot) -> server.
+    pub routes: Arc<RouteTable>,
+    /// The domain behind `m2u.`, lower-case; empty: bare names only.
+    pub domain: Box<str>,
+    /// Networks that upstream addresses may lie in although they are refused by default.
+    pub allow_networks: Box<[IpNet]>,
+}

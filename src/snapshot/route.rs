@@ -1,0 +1,147 @@
+//! (account, slot) -> server, with the server's part of every request rendered ahead.
+//!
+//! Holds no sockets and resolves no names: addresses are what the control plane last learned.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use hashbrown::HashMap;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+
+use crate::config::settings::{OnFailure, Scheme, Slot, Timeouts};
+
+/// Number of an account, the same in every snapshot of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountId(pub u32);
+
+/// Number of a set of interchangeable upstream connections, never given to another set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolId(pub u32);
+
+/// Every configured server by account and slot.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    routes: HashMap<(AccountId, Slot), Arc<Route>>,
+}
+
+impl RouteTable {
+    /// The server that `account` configured for `slot`.
+    pub fn resolve(&self, account: AccountId, slot: Slot) -> Option<&Arc<Route>> {
+        self.routes.get(&(account, slot))
+    }
+
+    /// All routes, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes.values()
+    }
+}
+
+impl FromIterator<Route> for RouteTable {
+    fn from_iter<I: IntoIterator<Item = Route>>(routes: I) -> Self {
+        let keyed = routes
+            .into_iter()
+            .map(|route| ((route.account, route.slot), Arc::new(route)));
+        Self {
+            routes: keyed.collect(),
+        }
+    }
+}
+
+/// One server as the data path needs it.
+#[derive(Debug)]
+pub struct Route {
+    /// Whose server it is.
+    pub account: AccountId,
+    /// The account's *ref*, for the access log.
+    pub account_ref: Box<str>,
+    /// The name it is reached by.
+    pub slot: Slot,
+    /// How to connect.
+    pub upstream: Arc<Upstream>,
+    /// `Host: authority\r\n`.
+    pub host_field: Box<[u8]>,
+    /// Begins with `/` and does not end with one; empty for the root.
+    pub base_path: Box<[u8]>,
+    /// What is stamped of the account, and whether the device's part follows.
+    pub stamp: Stamp,
+    /// Stamp `X-Talk2M-…` as well.
+    pub hyphen_aliases: bool,
+    /// `Authorization: Basic …\r\n`, which replaces the device's own.
+    pub authorization: Option<Secret>,
+    /// What a device sees when its request could not be delivered.
+    pub on_failure: OnFailure,
+    /// Longest durations of each phase.
+    pub timeouts: Timeouts,
+    /// Bytes of a request body at most.
+    pub body_bytes_max: u64,
+}
+
+/// The account's share of the identity fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stamp {
+    /// `account_field` is `X_Talk2M_Account: ref\r\n`; the device's fields follow it.
+    Exposed {
+        /// The rendered line.
+        account_field: Box<[u8]>,
+    },
+    /// Identity is not exposed: all three fields with empty values.
+    Concealed,
+}
+
+/// Where a server is and how it is trusted: everything that makes two connections different.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Which connections may be shared.
+    pub pool: PoolId,
+    /// Plain or TLS.
+    pub scheme: Scheme,
+    /// Host of the server's URL, lower-case.
+    pub host: Box<str>,
+    /// Port of the server's URL.
+    pub port: u16,
+    /// Addresses to try, in order; empty while the name has never been resolved.
+    pub addresses: Arc<[SocketAddr]>,
+    /// Why there are no addresses, for the failure's message.
+    pub unresolved: Option<Box<str>>,
+    /// Trust, client certificate and the name to check; `None` for plain TCP.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// The TLS half of an upstream.
+#[derive(Clone)]
+pub struct UpstreamTls {
+    /// One per (trust, client certificate), with its session cache.
+    pub config: Arc<ClientConfig>,
+    /// The name or address the server's certificate must bear.
+    pub name: ServerName<'static>,
+}
+
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamTls")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes that never show in a log: a rendered login.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Box<[u8]>);
+
+impl Secret {
+    /// Takes the bytes in.
+    pub fn new(bytes: impl Into<Box<[u8]>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// Hands the bytes out, for the wire alone.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
