@@ -73,11 +73,38 @@ pub const TLS_RECORD_BYTES: usize = 8_192;
 
 /// Ring entries if no flag says.
 pub const RING_ENTRIES_DEFAULT: u32 = 4_096;
+/// Entries of the smallest ring: below it a core would submit every few operations.
+pub const RING_ENTRIES_FLOOR: u32 = 64;
+/// Entries of the largest ring: the kernel's own bound.
+pub const RING_ENTRIES_CEILING: u32 = 32_768;
+
+/// The shortest timeout, in milliseconds.
+pub const TIMEOUT_MS_FLOOR: u64 = 1;
+/// The longest timeout, in milliseconds: a day.
+pub const TIMEOUT_MS_CEILING: u64 = 86_400_000;
+/// Open downstream connections that an operator may allow at most.
+pub const CONNECTIONS_CEILING: usize = 10_000_000;
+
+/// Problems of a configuration that are shown one by one; the rest is counted.
+pub const PROBLEMS_MAX: usize = 100;
+/// Bytes of a configuration file.
+pub const CONFIG_BYTES_MAX: u64 = 268_435_456;
+/// Bytes of a device list: about twenty million lines.
+pub const DEVICES_BYTES_MAX: u64 = 1_073_741_824;
+/// Bytes of a file with certificates or a key.
+pub const PEM_BYTES_MAX: u64 = 16_777_216;
+/// Bytes of a password file; what counts in the end is the rendered login.
+pub const PASSWORD_FILE_BYTES_MAX: u64 = 4_096;
 
 const _: () = {
     assert!(HEAD_BYTES_FLOOR <= HEAD_BYTES_DEFAULT && HEAD_BYTES_DEFAULT <= HEAD_BYTES_CEILING);
     assert!(FIELDS_DEFAULT <= FIELDS_CEILING);
     assert!(PARKED_BYTES <= RELAY_BYTES_FLOOR);
     assert!(RELAY_BYTES_FLOOR <= RELAY_BYTES_DEFAULT && RELAY_BYTES_DEFAULT <= RELAY_BYTES_CEILING);
+    assert!(RING_ENTRIES_FLOOR <= RING_ENTRIES_DEFAULT);
+    assert!(RING_ENTRIES_DEFAULT <= RING_ENTRIES_CEILING);
+    assert!(CONNECTIONS_DEFAULT <= CONNECTIONS_CEILING);
+    assert!(POOL_PER_SERVER_DEFAULT <= POOL_PER_CORE_MAX);
+    assert!(PASSWORD_FILE_BYTES_MAX > LOGIN_BYTES_MAX as u64);
     assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
 };

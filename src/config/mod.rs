@@ -1,3 +1,22 @@
 //! Configuration: the file as written, and the settings as used.
+//!
+//! In reading order: [`flags`] are the command line's share, `load` turns file and flags into
+//! [`settings`], and every [`problem`] of a file is found in one pass. `document` and `entry` walk
+//! the TOML; `value` and `server_url` read single strings; `certificates`, `devices` and `files`
+//! read what the file names; `gateway` and `account` put it together.
 
+mod account;
+mod certificates;
+mod devices;
+mod document;
+mod entry;
+mod files;
+pub mod flags;
+mod gateway;
+pub mod problem;
+mod server_url;
 pub mod settings;
+mod value;
+
+pub use gateway::load;
+pub use value::identity_value;

@@ -1,0 +1,409 @@
+//! Turns file and flags into settings: what concerns the gateway as a whole, and the order of it.
+//!
+//! Everything is read before anything is given up, so that all mistakes are found at once.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hashbrown::HashMap;
+use ipnet::IpNet;
+
+use super::{
+    account::AccountReader,
+    certificates::Certificates,
+    devices::Roster,
+    document::Document,
+    entry::{Entry, Table},
+    files::Folder,
+    flags::Overrides,
+    problem::{Place, Problem, Report},
+    settings::{AccessLog, ClientCertificate, Limits, Listen, LogFormat, Settings, Slot, Timeouts},
+    value,
+};
+use crate::limits;
+
+const ROOT_KEYS: &[&str] = &[
+    "domain",
+    "listen",
+    "devices",
+    "timeouts",
+    "limits",
+    "access_log",
+    "upstream",
+    "account",
+];
+const LISTEN_KEYS: &[&str] = &["address", "slot", "proxy_protocol_from"];
+const ACCESS_LOG_KEYS: &[&str] = &["path", "format"];
+const UPSTREAM_KEYS: &[&str] = &["allow_networks", "client_certificate", "client_key"];
+
+/// Keys of `[timeouts]`.
+pub(super) const TIMEOUT_KEYS: &[&str] = &[
+    "head",
+    "body",
+    "connect",
+    "response",
+    "keepalive",
+    "pool",
+    "drain",
+];
+/// Keys of `[limits]`.
+pub(super) const LIMIT_KEYS: &[&str] = &[
+    "head_bytes",
+    "fields",
+    "body_bytes",
+    "connections",
+    "connections_per_address",
+    "pool_per_server",
+];
+
+/// What applies where a server does not set its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Defaults {
+    pub(super) timeouts: Timeouts,
+    pub(super) limits: Limits,
+}
+
+/// Reads the configuration at `path`, with `overrides` from the command line in force.
+///
+/// # Errors
+/// Every problem of the file and of those it names, in the order of their lines.
+pub fn load(path: &Path, overrides: &Overrides) -> Result<Settings, Vec<Problem>> {
+    let mut report = Report::default();
+    let settings = assemble(path, overrides, &mut report);
+    match settings {
+        Some(settings) if report.is_empty() => Ok(settings),
+        _ => Err(report.into_problems()),
+    }
+}
+
+fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<Settings> {
+    let document = Document::read(path, report)?;
+    let entries = document.parse(report);
+    let root = Table::root(&document, &entries, ROOT_KEYS, report);
+    let folder = Folder::of(path);
+
+    let domain = root
+        .entry("domain")
+        .and_then(|entry| entry.parse(value::domain, report));
+    let listen = read_listen(&root, overrides, report);
+    let defaults = read_defaults(&root, report);
+    let access_log = read_access_log(&root, &folder, report);
+    let mut certificates = Certificates::new(&folder);
+    let (allow_networks, client_certificate) = read_upstream(&root, &mut certificates, report);
+    let devices = root.entry("devices");
+    let list = devices.and_then(|entry| {
+        let name = entry.parse(file_name, report)?;
+        Some((folder.join(&name), entry.place))
+    });
+    let list_place = list
+        .as_ref()
+        .map_or(root.place.clone(), |(path, _)| Place::file(path));
+    let mut reader = AccountReader {
+        folder: &folder,
+        defaults,
+        client_certificate,
+        certificates,
+        roster: Roster::new(root.place.clone(), list_place),
+        by_reference: HashMap::new(),
+    };
+    let mut accounts = reader.read_all(&root, report);
+    if let Some((path, named)) = list {
+        let references = &reader.by_reference;
+        reader
+            .roster
+            .read_list(&path, &named, &mut accounts, references, report);
+    }
+    overrides.check_cores(report);
+
+    Some(Settings {
+        domain: overrides.domain.clone().or(domain),
+        listen,
+        timeouts: defaults.timeouts,
+        limits: defaults.limits,
+        access_log,
+        allow_networks,
+        accounts,
+        tuning: overrides.tuning(),
+    })
+}
+
+fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> Vec<Listen> {
+    let advice = "write the addresses that devices reach: [\"10.8.0.2:80\"]";
+    let entry = match overrides.listen.is_empty() {
+        true => root.required("listen", advice, report),
+        false => root.entry("listen"),
+    };
+    let what = "addresses: [\"10.8.0.2:80\"]";
+    let elements = entry
+        .as_ref()
+        .and_then(|entry| entry.elements(what, report));
+    if let (Some(entry), Some([])) = (&entry, elements.as_deref())
+        && overrides.listen.is_empty()
+    {
+        report.add(&entry.place, format!("is empty; {advice}"));
+    }
+    let mut written = Listeners::default();
+    for element in elements.unwrap_or_default() {
+        if let Some((listen, place)) = read_listener(&element, report) {
+            written.add(listen, place, report);
+        }
+    }
+    if overrides.listen.is_empty() {
+        return written.listen;
+    }
+    let mut replaced = Listeners::default();
+    for address in &overrides.listen {
+        let listen = Listen {
+            address: *address,
+            slot: Slot::FIRST,
+            proxy_protocol_from: Vec::new(),
+        };
+        replaced.add(listen, Place::flag("--listen"), report);
+    }
+    replaced.listen
+}
+
+/// Listeners so far; each address once.
+#[derive(Default)]
+struct Listeners {
+    listen: Vec<Listen>,
+    places: HashMap<SocketAddr, Place>,
+}
+
+impl Listeners {
+    fn add(&mut self, listen: Listen, place: Place, report: &mut Report) {
+        let address = listen.address;
+        let canonical = SocketAddr::new(address.ip().to_canonical(), address.port());
+        // The kernel chooses another port each time, so port 0 may repeat.
+        if let Some(first) = self.places.get(&canonical).filter(|_| address.port() != 0) {
+            let message = format!("{address} is already at {first}; listen on each address once");
+            report.add(&place, message);
+        }
+        self.places.entry(canonical).or_insert(place);
+        self.listen.push(listen);
+    }
+}
+
+fn read_listener(element: &Entry<'_>, report: &mut Report) -> Option<(Listen, Place)> {
+    if !element.is_table() {
+        let address = element.parse(value::listen_address, report)?;
+        let listen = Listen {
+            address,
+            slot: Slot::FIRST,
+            proxy_protocol_from: Vec::new(),
+        };
+        return Some((listen, element.place.clone()));
+    }
+    let table = element.table(LISTEN_KEYS, "{ address = \"10.8.0.2:80\" }", report)?;
+    let address = table.required("address", "write ADDRESS:PORT: \"10.8.0.2:80\"", report);
+    let place = address
+        .as_ref()
+        .map_or(element.place.clone(), |entry| entry.place.clone());
+    let address = address.and_then(|entry| entry.parse(value::listen_address, report));
+    let slot = match table.entry("slot") {
+        Some(entry) => entry.parse(value::slot, report),
+        None => Some(Slot::FIRST),
+    };
+    let peers = table
+        .entry("proxy_protocol_from")
+        .map(|entry| read_networks(&entry, report));
+    let listen = Listen {
+        address: address?,
+        slot: slot?,
+        proxy_protocol_from: peers.unwrap_or_default(),
+    };
+    Some((listen, place))
+}
+
+fn read_networks(entry: &Entry<'_>, report: &mut Report) -> Vec<IpNet> {
+    let what = "networks: [\"10.9.0.0/24\"]";
+    let elements = entry.elements(what, report).unwrap_or_default();
+    let mut networks = Vec::with_capacity(elements.len());
+    for element in elements {
+        let Some(network) = element.parse(value::network, report) else {
+            continue;
+        };
+        if networks.contains(&network) {
+            report.add(
+                &element.place,
+                format!("{network} stands here twice; leave one out"),
+            );
+        }
+        networks.push(network);
+    }
+    networks
+}
+
+fn read_defaults(root: &Table<'_>, report: &mut Report) -> Defaults {
+    let mut defaults = Defaults::default();
+    let timeouts = root
+        .entry("timeouts")
+        .and_then(|entry| entry.table(TIMEOUT_KEYS, "[timeouts]", report));
+    if let Some(table) = timeouts {
+        read_timeouts(&table, &mut defaults.timeouts, report);
+    }
+    let limits = root
+        .entry("limits")
+        .and_then(|entry| entry.table(LIMIT_KEYS, "[limits]", report));
+    if let Some(table) = limits {
+        read_limits(&table, &mut defaults.limits, report);
+    }
+    defaults
+}
+
+/// Puts the durations that `table` sets into `timeouts`.
+pub(super) fn read_timeouts(table: &Table<'_>, timeouts: &mut Timeouts, report: &mut Report) {
+    let fields: [(&str, &mut Duration); 7] = [
+        ("head", &mut timeouts.head),
+        ("body", &mut timeouts.body),
+        ("connect", &mut timeouts.connect),
+        ("response", &mut timeouts.response),
+        ("keepalive", &mut timeouts.keepalive),
+        ("pool", &mut timeouts.pool),
+        ("drain", &mut timeouts.drain),
+    ];
+    for (key, field) in fields {
+        let written = table.entry(key);
+        if let Some(duration) = written.and_then(|entry| entry.parse(value::duration, report)) {
+            *field = duration;
+        }
+    }
+}
+
+/// Puts the sizes and counts that `table` sets into `limits`.
+pub(super) fn read_limits(table: &Table<'_>, limits: &mut Limits, report: &mut Report) {
+    let fields: [(&str, &mut usize, usize, usize); 5] = [
+        (
+            "head_bytes",
+            &mut limits.head_bytes,
+            limits::HEAD_BYTES_FLOOR,
+            limits::HEAD_BYTES_CEILING,
+        ),
+        ("fields", &mut limits.fields, 1, limits::FIELDS_CEILING),
+        (
+            "connections",
+            &mut limits.connections,
+            1,
+            limits::CONNECTIONS_CEILING,
+        ),
+        (
+            "connections_per_address",
+            &mut limits.connections_per_address,
+            1,
+            limits::CONNECTIONS_CEILING,
+        ),
+        (
+            "pool_per_server",
+            &mut limits.pool_per_server,
+            0,
+            limits::POOL_PER_CORE_MAX,
+        ),
+    ];
+    for (key, field, least, most) in fields {
+        let written = table.entry(key);
+        if let Some(number) = written.and_then(|entry| entry.integer(least..=most, report)) {
+            *field = number;
+        }
+    }
+    let bytes = table.entry("body_bytes");
+    if let Some(number) = bytes.and_then(|entry| entry.integer(1..=i64::MAX as u64, report)) {
+        limits.body_bytes = number;
+    }
+}
+
+fn read_access_log(root: &Table<'_>, folder: &Folder, report: &mut Report) -> Option<AccessLog> {
+    let table = root
+        .entry("access_log")?
+        .table(ACCESS_LOG_KEYS, "[access_log]", report)?;
+    let path = table
+        .required(
+            "path",
+            "write a file name, or \"-\" for standard output",
+            report,
+        )
+        .and_then(|entry| entry.parse(|name| access_log_path(name, folder), report));
+    let format = match table.entry("format") {
+        Some(entry) => entry.parse(value::log_format, report),
+        None => Some(LogFormat::Json),
+    };
+    Some(AccessLog {
+        path: path?,
+        format: format?,
+    })
+}
+
+/// Where the log goes. Nothing is created here: `check` must leave no trace.
+fn access_log_path(name: &str, folder: &Folder) -> Result<PathBuf, String> {
+    if name == "-" {
+        return Ok(PathBuf::from(name));
+    }
+    let path = folder.join(&file_name(name)?);
+    let shown = path.display();
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    if parent.is_some_and(|parent| !parent.is_dir()) {
+        return Err(format!(
+            "the folder of \"{shown}\" does not exist; make it first"
+        ));
+    }
+    match fs::metadata(&path) {
+        Ok(found) if found.is_dir() => Err(format!("\"{shown}\" is a folder; write a file's name")),
+        Ok(_) if fs::OpenOptions::new().append(true).open(&path).is_err() => Err(format!(
+            "the file \"{shown}\" may not be written by the user that m2u runs as"
+        )),
+        _ => Ok(path),
+    }
+}
+
+fn read_upstream(
+    root: &Table<'_>,
+    certificates: &mut Certificates<'_>,
+    report: &mut Report,
+) -> (Vec<IpNet>, Option<Arc<ClientCertificate>>) {
+    let table = root
+        .entry("upstream")
+        .and_then(|entry| entry.table(UPSTREAM_KEYS, "[upstream]", report));
+    let Some(table) = table else {
+        return (Vec::new(), None);
+    };
+    let networks = table
+        .entry("allow_networks")
+        .map(|entry| read_networks(&entry, report));
+    let certificate = read_client_certificate(&table, certificates, report);
+    (networks.unwrap_or_default(), certificate)
+}
+
+/// The pair of `client_certificate` and `client_key`, if `table` has it.
+pub(super) fn read_client_certificate(
+    table: &Table<'_>,
+    certificates: &mut Certificates<'_>,
+    report: &mut Report,
+) -> Option<Arc<ClientCertificate>> {
+    match (table.entry("client_certificate"), table.entry("client_key")) {
+        (Some(certificate), Some(key)) => certificates.client(&certificate, &key, report),
+        (Some(certificate), None) => {
+            let message = "has no client_key beside it; write client_key = \"FILE\", which may be \
+                           the same file";
+            report.add_missing(&certificate.place, message);
+            None
+        }
+        (None, Some(key)) => {
+            let message = "has no client_certificate beside it; write client_certificate = \
+                           \"FILE\"";
+            report.add_missing(&key.place, message);
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+fn file_name(name: &str) -> Result<String, String> {
+    match name {
+        "" => Err("is empty; write the name of a file, or leave the line out".to_owned()),
+        _ => Ok(name.to_owned()),
+    }
+}
