@@ -2,13 +2,13 @@
 //!
 //! Reads password files, and never shows what they hold.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use hashbrown::HashMap;
 
 use super::{
     certificates::Certificates,
-    devices::Roster,
+    devices::{References, Roster},
     entry::{Entry, Table},
     files::{self, Folder},
     gateway::{self, Defaults},
@@ -47,6 +47,8 @@ pub(super) struct AccountReader<'f> {
     pub(super) roster: Roster,
     /// Where each account stands, by its ref.
     pub(super) by_reference: HashMap<String, (usize, Place)>,
+    /// Some account has no ref, so that one which seems unknown may be that.
+    pub(super) unnamed: bool,
 }
 
 impl AccountReader<'_> {
@@ -78,10 +80,27 @@ impl AccountReader<'_> {
         accounts
     }
 
+    /// Reads the device list at `path`, which the file names at `named`, into `accounts`.
+    pub(super) fn read_list(
+        &mut self,
+        path: &Path,
+        named: &Place,
+        accounts: &mut [Account],
+        report: &mut Report,
+    ) {
+        let references = References {
+            by_name: &self.by_reference,
+            complete: !self.unnamed,
+        };
+        self.roster
+            .read_list(path, named, accounts, &references, report);
+    }
+
     fn read_account(&mut self, table: &Table<'_>, index: usize, report: &mut Report) -> Account {
         let reference = table
             .required("ref", "write the value stamped as X_Talk2M_Account", report)
             .and_then(|entry| self.read_reference(&entry, index, report));
+        self.unnamed |= reference.is_none();
         let expose_identity = table
             .entry("expose_identity")
             .and_then(|entry| entry.boolean(report));
@@ -108,7 +127,13 @@ impl AccountReader<'_> {
         index: usize,
         report: &mut Report,
     ) -> Option<String> {
-        let reference = entry.parse(value::identity_value, report)?;
+        let written = entry.parse(|text| Ok(text.to_owned()), report)?;
+        if let Err(message) = value::identity_value(&written) {
+            report.add(&entry.place, message);
+        }
+        // A refused ref counts as well: the device list need not be refused for the same slip.
+        let visible = written.replace(char::is_control, "");
+        let reference = visible.trim().to_owned();
         if let Some((_, first)) = self.by_reference.get(&reference) {
             let message = format!(
                 "the account {reference:?} is already at {first}; give each account its own ref"
@@ -292,11 +317,7 @@ fn read_slot(
     Some(slot)
 }
 
-fn read_addresses(
-    entry: &Entry<'_>,
-    port: u16,
-    report: &mut Report,
-) -> Option<Vec<std::net::SocketAddr>> {
+fn read_addresses(entry: &Entry<'_>, port: u16, report: &mut Report) -> Option<Vec<SocketAddr>> {
     let elements = entry.elements("addresses: [\"203.0.113.7:8443\"]", report)?;
     if elements.len() > limits::ADDRESSES_PER_UPSTREAM_MAX {
         let message = format!(

@@ -31,6 +31,14 @@ pub(super) struct Roster {
     list: Place,
 }
 
+/// The accounts that a device list may name.
+pub(super) struct References<'a> {
+    /// Number and place of each account, by its ref.
+    pub(super) by_name: &'a HashMap<String, (usize, Place)>,
+    /// Every account has a ref, so that one which is not found does not exist.
+    pub(super) complete: bool,
+}
+
 /// Where something was written first, by line: kept small, for there may be millions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
@@ -170,7 +178,7 @@ impl Roster {
         path: &Path,
         named: &Place,
         accounts: &mut [Account],
-        by_reference: &HashMap<String, (usize, Place)>,
+        references: &References<'_>,
         report: &mut Report,
     ) {
         let bytes = match files::read(path, limits::DEVICES_BYTES_MAX) {
@@ -205,12 +213,14 @@ impl Roster {
                     continue;
                 }
             };
-            let Some((account, _)) = by_reference.get(row.account) else {
+            let Some((account, _)) = references.by_name.get(row.account) else {
                 let message = format!(
                     "the account {:?} is not in {}; write the ref of an account there",
                     row.account, named.file
                 );
-                report.add_missing(&list.at_line(line).at_key("account"), message);
+                if references.complete {
+                    report.add_missing(&list.at_line(line).at_key("account"), message);
+                }
                 continue;
             };
             let origin = Origin::List(bounded(line));

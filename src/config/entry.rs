@@ -122,14 +122,6 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The value as a string.
-    pub(super) fn string(&self, report: &mut Report) -> Option<&'a str> {
-        match self.value {
-            DeValue::String(text) => Some(text),
-            _ => self.mismatch("text in quotes", report),
-        }
-    }
-
     /// The value as `true` or `false`.
     pub(super) fn boolean(&self, report: &mut Report) -> Option<bool> {
         match self.value {
@@ -164,7 +156,20 @@ impl<'a> Entry<'a> {
         read: impl FnOnce(&str) -> Result<T, String>,
         report: &mut Report,
     ) -> Option<T> {
-        read(self.string(report)?)
+        self.parse_as("text in quotes", read, report)
+    }
+
+    /// [`parse`](Self::parse), with `wanted` in the message if the value is no string.
+    pub(super) fn parse_as<T>(
+        &self,
+        wanted: &str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+        report: &mut Report,
+    ) -> Option<T> {
+        let DeValue::String(text) = self.value else {
+            return self.mismatch(wanted, report);
+        };
+        read(text)
             .map_err(|message| report.add(&self.place, message))
             .ok()
     }

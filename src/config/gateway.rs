@@ -110,13 +110,11 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
         certificates,
         roster: Roster::new(root.place.clone(), list_place),
         by_reference: HashMap::new(),
+        unnamed: false,
     };
     let mut accounts = reader.read_all(&root, report);
     if let Some((path, named)) = list {
-        let references = &reader.by_reference;
-        reader
-            .roster
-            .read_list(&path, &named, &mut accounts, references, report);
+        reader.read_list(&path, &named, &mut accounts, report);
     }
     overrides.check_cores(report);
 
@@ -268,8 +266,11 @@ pub(super) fn read_timeouts(table: &Table<'_>, timeouts: &mut Timeouts, report: 
         ("drain", &mut timeouts.drain),
     ];
     for (key, field) in fields {
-        let written = table.entry(key);
-        if let Some(duration) = written.and_then(|entry| entry.parse(value::duration, report)) {
+        let wanted = "a duration in quotes, such as \"250ms\", \"10s\" or \"2m\"";
+        let duration = table
+            .entry(key)
+            .and_then(|entry| entry.parse_as(wanted, value::duration, report));
+        if let Some(duration) = duration {
             *field = duration;
         }
     }
