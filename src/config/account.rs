@@ -55,22 +55,15 @@ impl AccountReader<'_> {
     /// Reads every `[[account]]`. What is refused is left out, under a problem.
     pub(super) fn read_all(&mut self, root: &Table<'_>, report: &mut Report) -> Vec<Account> {
         const FORM: &str = "[[account]] with a ref";
-        let tables = root
-            .required(
-                "account",
-                "write at least one [[account]] with a ref",
-                report,
-            )
-            .and_then(|entry| entry.elements("tables: write [[account]]", report));
-        let Some(tables) = tables else {
+        let advice = "write at least one [[account]] with a ref";
+        let Some(entry) = root.required("account", advice, report) else {
             return Vec::new();
         };
-        if tables.is_empty() {
-            report.add(
-                &root.place.at_key("account"),
-                format!("is empty; write {FORM}"),
-            );
+        let tables = entry.elements("tables: [[account]]", report);
+        if tables.as_ref().is_some_and(Vec::is_empty) {
+            report.add(&entry.place, format!("is empty; {advice}"));
         }
+        let tables = tables.unwrap_or_default();
         let mut accounts = Vec::with_capacity(tables.len());
         for entry in &tables {
             if let Some(table) = entry.table(ACCOUNT_KEYS, FORM, report) {
@@ -106,12 +99,12 @@ impl AccountReader<'_> {
             .and_then(|entry| entry.boolean(report));
         let servers = table
             .entry("server")
-            .and_then(|entry| entry.elements("tables: write [[account.server]]", report))
+            .and_then(|entry| entry.elements("tables: [[account.server]]", report))
             .map(|tables| self.read_servers(&tables, report));
         self.roster.add_account();
         let devices = table
             .entry("device")
-            .and_then(|entry| entry.elements("tables: write [[account.device]]", report))
+            .and_then(|entry| entry.elements("tables: [[account.device]]", report))
             .map(|tables| self.roster.read_tables(&tables, report));
         Account {
             reference: reference.unwrap_or_default(),
@@ -288,9 +281,14 @@ impl AccountReader<'_> {
         let line = text.strip_suffix('\n').unwrap_or(&text);
         let line = line.strip_suffix('\r').unwrap_or(line);
         match line {
-            "" => Err(format!("the file \"{shown}\" is empty; put the password there")),
+            "" => Err(format!(
+                "the file \"{shown}\" is empty; put the password there"
+            )),
             _ => password(line).map_err(|_| {
-                format!("the file \"{shown}\" holds more than one line or a control character; put the password there alone")
+                format!(
+                    "the file \"{shown}\" holds more than one line or a control character; \
+                put the password there alone"
+                )
             }),
         }
     }

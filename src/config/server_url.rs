@@ -21,7 +21,8 @@ pub(super) fn parse(text: &str) -> Result<ServerUrl, String> {
     let (authority, path) = rest.split_at(end);
     if authority.contains('@') {
         return Err(format!(
-            "{shown} carries a login; leave it out and write login = {{ username = …, password = … }}"
+            "{shown} carries a login; leave it out and write login = {{ username = …, password = \
+            … }}"
         ));
     }
     let (host, port) = split_port(authority, &shown)?;
