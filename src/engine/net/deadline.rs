@@ -1,0 +1,281 @@
+//! Deadlines of a core's sockets: the only place that ends I/O early.
+//!
+//! A monoio future must never be dropped while its operation is in flight (bytes would be lost),
+//! so nothing is cancelled here. A sweep shuts the socket down instead, and the pending operation
+//! completes by itself. Setting a deadline is one store; there is no timer per operation.
+
+use std::{
+    cell::{Cell, RefCell},
+    os::fd::RawFd,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use slab::Slab;
+
+use super::sys::{self, Side};
+
+/// How often a core sweeps. No deadline fires early; it fires at most two ticks late.
+pub const TICK: Duration = Duration::from_millis(50);
+
+/// A point in a core's time, in milliseconds since the core began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Due(u64);
+
+impl Due {
+    /// Later than everything.
+    pub const NEVER: Due = Due(u64::MAX);
+}
+
+/// The sockets of one core with their deadlines, and the core's coarse clock.
+#[derive(Debug)]
+pub struct Deadlines {
+    begun: Instant,
+    now_ms: Cell<u64>,
+    sockets: RefCell<Slab<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    fd: RawFd,
+    read_due: Due,
+    write_due: Due,
+    waiting: Waiting,
+    read_expired: bool,
+    write_expired: bool,
+}
+
+/// What a socket's reader is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// The rest of something begun.
+    Busy,
+    /// The first byte of a next request: may be closed when the core drains.
+    Idle,
+}
+
+impl Deadlines {
+    /// No sockets; time begins now.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self {
+            begun: Instant::now(),
+            now_ms: Cell::new(0),
+            sockets: RefCell::new(Slab::new()),
+        })
+    }
+
+    /// The deadline `after` from now.
+    pub fn due_in(&self, after: Duration) -> Due {
+        let span = after
+            .saturating_add(TICK)
+            .as_millis()
+            .try_into()
+            .unwrap_or(u64::MAX);
+        Due(self.now_ms.get().saturating_add(span))
+    }
+
+    /// Milliseconds since the core began, as of the last sweep.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+
+    /// Whether `due` has passed.
+    pub fn is_past(&self, due: Due) -> bool {
+        due <= Due(self.now_ms.get())
+    }
+
+    /// Puts a socket under watch. The watch must be dropped before the socket is closed.
+    pub fn watch(self: &Rc<Self>, fd: RawFd) -> Rc<Watch> {
+        let entry = Entry {
+            fd,
+            read_due: Due::NEVER,
+            write_due: Due::NEVER,
+            waiting: Waiting::Busy,
+            read_expired: false,
+            write_expired: false,
+        };
+        let key = self.sockets.borrow_mut().insert(entry);
+        Rc::new(Watch {
+            deadlines: Rc::clone(self),
+            key,
+            fd,
+        })
+    }
+
+    /// Advances the clock and ends what is overdue: a receive by ending the read side, so that an
+    /// answer can still be sent; a send by ending both.
+    pub fn sweep(&self) {
+        let elapsed = self
+            .begun
+            .elapsed()
+            .as_millis()
+            .try_into()
+            .unwrap_or(u64::MAX);
+        self.now_ms.set(elapsed);
+        let now = Due(elapsed);
+        for (_, entry) in self.sockets.borrow_mut().iter_mut() {
+            if entry.read_due <= now {
+                entry.read_due = Due::NEVER;
+                entry.read_expired = true;
+                sys::shutdown(entry.fd, Side::Read);
+            }
+            if entry.write_due <= now {
+                entry.write_due = Due::NEVER;
+                entry.write_expired = true;
+                sys::shutdown(entry.fd, Side::Both);
+            }
+        }
+    }
+
+    /// Ends every connection that waits for a next request.
+    pub fn close_idle(&self) {
+        for (_, entry) in self.sockets.borrow_mut().iter_mut() {
+            if entry.waiting == Waiting::Idle {
+                sys::shutdown(entry.fd, Side::Read);
+            }
+        }
+    }
+}
+
+/// One socket's deadlines. Reader and writer of the socket share it.
+#[derive(Debug)]
+pub struct Watch {
+    deadlines: Rc<Deadlines>,
+    key: usize,
+    fd: RawFd,
+}
+
+impl Watch {
+    /// From now on a receive is overdue at `due`.
+    pub fn set_read(&self, due: Due) {
+        self.with(|entry| entry.read_due = due);
+    }
+
+    /// From now on a send is overdue at `due`.
+    pub fn set_write(&self, due: Due) {
+        self.with(|entry| entry.write_due = due);
+    }
+
+    /// Says that the reader waits for the first byte of a next request, until `due`.
+    pub fn set_idle(&self, due: Due) {
+        self.with(|entry| {
+            entry.read_due = due;
+            entry.waiting = Waiting::Idle;
+        });
+    }
+
+    /// Takes the read deadline back.
+    pub fn clear_read(&self) {
+        self.with(|entry| {
+            entry.read_due = Due::NEVER;
+            entry.waiting = Waiting::Busy;
+        });
+    }
+
+    /// Whether the sweep ended a receive.
+    pub fn read_expired(&self) -> bool {
+        self.with(|entry| entry.read_expired)
+    }
+
+    /// Whether the sweep ended a send.
+    pub fn write_expired(&self) -> bool {
+        self.with(|entry| entry.write_expired)
+    }
+
+    /// The core's deadlines and clock.
+    pub fn deadlines(&self) -> &Rc<Deadlines> {
+        &self.deadlines
+    }
+
+    /// Ends one side, or both, right now.
+    pub fn shutdown(&self, side: Side) {
+        sys::shutdown(self.fd, side);
+    }
+
+    /// Whether nothing has arrived on this idle connection.
+    pub fn is_quiet(&self) -> bool {
+        sys::is_quiet(self.fd)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Entry) -> T) -> T {
+        act(&mut self.deadlines.sockets.borrow_mut()[self.key])
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.deadlines.sockets.borrow_mut().remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        net::{TcpListener, TcpStream},
+        os::fd::AsRawFd,
+        thread,
+    };
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect");
+        (near, listener.accept().expect("accept").0)
+    }
+
+    fn sweep_until(deadlines: &Deadlines, done: impl Fn() -> bool) {
+        while !done() {
+            thread::sleep(Duration::from_millis(1));
+            deadlines.sweep();
+        }
+    }
+
+    #[test]
+    fn an_overdue_receive_ends_and_the_peer_can_still_be_answered() {
+        let (mut near, far) = pair();
+        let deadlines = Deadlines::new();
+        let watch = deadlines.watch(near.as_raw_fd());
+        let due = deadlines.due_in(Duration::from_millis(5));
+        watch.set_read(due);
+        sweep_until(&deadlines, || watch.read_expired());
+        assert!(deadlines.is_past(due));
+        assert_eq!(near.read(&mut [0; 8]).expect("read side ended"), 0);
+        std::io::Write::write_all(&mut near, b"408").expect("write side open");
+        drop((watch, near));
+        let mut answer = String::new();
+        (&far).read_to_string(&mut answer).expect("answer");
+        assert_eq!(answer, "408");
+    }
+
+    #[test]
+    fn a_cleared_deadline_never_fires() {
+        let (near, _far) = pair();
+        let deadlines = Deadlines::new();
+        let (first, second) = (
+            deadlines.watch(near.as_raw_fd()),
+            deadlines.watch(near.as_raw_fd()),
+        );
+        first.set_read(deadlines.due_in(Duration::ZERO));
+        first.clear_read();
+        second.set_write(deadlines.due_in(Duration::from_millis(5)));
+        sweep_until(&deadlines, || second.write_expired());
+        assert!(!first.read_expired());
+    }
+
+    #[test]
+    fn idle_connections_are_closed_and_busy_ones_are_not() {
+        let ((idle, _a), (busy, _b)) = (pair(), pair());
+        let deadlines = Deadlines::new();
+        let (first, second) = (
+            deadlines.watch(idle.as_raw_fd()),
+            deadlines.watch(busy.as_raw_fd()),
+        );
+        first.set_idle(Due::NEVER);
+        second.set_read(Due::NEVER);
+        deadlines.close_idle();
+        assert!(!first.is_quiet());
+        assert!(second.is_quiet());
+    }
+}

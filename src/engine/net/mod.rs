@@ -1,0 +1,7 @@
+//! Sockets, TLS and deadlines: the only place that names monoio sockets, rustls and unsafe code.
+
+pub mod deadline;
+pub mod listener;
+pub mod stream;
+pub mod sys;
+pub mod tls;

@@ -1,0 +1,247 @@
+//! One connection as the proxy sees it: a reader and a writer of bytes, plain or TLS.
+//!
+//! Buffers are lent to the ring and come back with the result; a future from here is never dropped
+//! before it completes. Deadlines are given with each operation.
+
+use std::{io, os::fd::AsRawFd, rc::Rc};
+
+use monoio::{
+    buf::IoBuf,
+    io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable},
+    net::TcpStream,
+};
+
+use super::{
+    deadline::{Deadlines, Due, Watch},
+    sys::Side,
+    tls::{TlsReader, TlsWriter},
+};
+
+/// Why bytes did not move.
+#[derive(Debug)]
+pub enum StreamError {
+    /// The deadline passed.
+    TimedOut,
+    /// The kernel said no: reset, refused, unreachable.
+    Io(io::Error),
+    /// TLS failed; the certificate or the peer's alert is inside.
+    Tls(rustls::Error),
+    /// A TLS peer closed the connection without saying that its data was complete.
+    Truncated,
+}
+
+impl From<io::Error> for StreamError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<rustls::Error> for StreamError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Tls(error)
+    }
+}
+
+/// The result of a lent buffer: what happened, and the buffer back.
+pub type Lent<T> = (Result<T, StreamError>, Vec<u8>);
+
+/// Both halves of a connection.
+#[derive(Debug)]
+pub struct Stream {
+    /// The socket's deadlines. First, so that the watch ends before the socket closes.
+    pub watch: Rc<Watch>,
+    /// Bytes that come in.
+    pub reader: Reader,
+    /// Bytes that go out.
+    pub writer: Writer,
+}
+
+/// The incoming half.
+#[derive(Debug)]
+pub enum Reader {
+    /// Plain TCP.
+    Plain(SocketReader),
+    /// TLS over TCP.
+    Tls(TlsReader),
+}
+
+/// The outgoing half.
+#[derive(Debug)]
+pub enum Writer {
+    /// Plain TCP.
+    Plain(SocketWriter),
+    /// TLS over TCP.
+    Tls(TlsWriter),
+}
+
+impl Stream {
+    /// Takes over a connected socket, plain so far.
+    pub fn plain(socket: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
+        let (reader, writer, watch) = split(socket, deadlines);
+        Self {
+            watch,
+            reader: Reader::Plain(reader),
+            writer: Writer::Plain(writer),
+        }
+    }
+
+    /// Whether nothing has arrived on this idle connection: no byte, no end, no error.
+    pub fn is_quiet(&self) -> bool {
+        let leftover = match &self.reader {
+            Reader::Plain(_) => false,
+            Reader::Tls(reader) => reader.has_leftover(),
+        };
+        !leftover && self.watch.is_quiet()
+    }
+}
+
+/// Splits a connected socket into its halves and puts it under watch.
+pub fn split(
+    socket: TcpStream,
+    deadlines: &Rc<Deadlines>,
+) -> (SocketReader, SocketWriter, Rc<Watch>) {
+    let watch = deadlines.watch(socket.as_raw_fd());
+    let (read, write) = socket.into_split();
+    let reader = SocketReader {
+        watch: Rc::clone(&watch),
+        half: read,
+    };
+    let writer = SocketWriter {
+        watch: Rc::clone(&watch),
+        half: write,
+    };
+    (reader, writer, watch)
+}
+
+impl Reader {
+    /// Receives into the free room behind `buffer`'s bytes, at most `room` of it.
+    ///
+    /// 0 is the end of the stream. The buffer must have room.
+    ///
+    /// # Errors
+    /// `StreamError`; the buffer's bytes stay as they were.
+    pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
+        match self {
+            Self::Plain(reader) => reader.read(buffer, room, due).await,
+            Self::Tls(reader) => reader.read(buffer, room, due).await,
+        }
+    }
+}
+
+impl Writer {
+    /// Sends all of `buffer` from `begin` on.
+    ///
+    /// # Errors
+    /// [`WriteError`], which says whether any byte had left.
+    pub async fn write_all(
+        &mut self,
+        buffer: Vec<u8>,
+        begin: usize,
+        due: Due,
+    ) -> (Result<(), WriteError>, Vec<u8>) {
+        match self {
+            Self::Plain(writer) => writer.write_all(buffer, begin, due).await,
+            Self::Tls(writer) => writer.write_all(buffer, begin, due).await,
+        }
+    }
+}
+
+/// A send that failed.
+#[derive(Debug)]
+pub struct WriteError {
+    /// Why.
+    pub error: StreamError,
+    /// Whether the kernel had taken any byte of this buffer: if not, nothing was delivered.
+    pub began: bool,
+}
+
+/// The incoming half of a socket.
+#[derive(Debug)]
+pub struct SocketReader {
+    // Before the half, so that the watch ends before the socket closes.
+    watch: Rc<Watch>,
+    half: OwnedReadHalf<TcpStream>,
+}
+
+impl SocketReader {
+    /// See [`Reader::read`].
+    pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
+        self.watch.set_read(due);
+        self.receive(buffer, room).await
+    }
+
+    /// Like `read`, for the first byte of a next request: a draining core may end the wait.
+    pub async fn read_idle(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
+        self.watch.set_idle(due);
+        self.receive(buffer, room).await
+    }
+
+    async fn receive(&mut self, buffer: Vec<u8>, room: usize) -> Lent<usize> {
+        use monoio::buf::IoBufMut;
+        let begin = buffer.len();
+        let end = begin + room.min(buffer.capacity() - begin);
+        debug_assert!(end > begin, "a receive needs room");
+        let (result, slice) = self.half.read(buffer.slice_mut(begin..end)).await;
+        self.watch.clear_read();
+        let result = match result {
+            Ok(0) if self.watch.read_expired() => Err(StreamError::TimedOut),
+            Ok(received) => Ok(received),
+            Err(_) if self.watch.read_expired() => Err(StreamError::TimedOut),
+            Err(error) => Err(error.into()),
+        };
+        (result, slice.into_inner())
+    }
+
+    /// The socket's deadlines.
+    pub fn watch(&self) -> &Rc<Watch> {
+        &self.watch
+    }
+}
+
+/// The outgoing half of a socket.
+#[derive(Debug)]
+pub struct SocketWriter {
+    watch: Rc<Watch>,
+    half: OwnedWriteHalf<TcpStream>,
+}
+
+impl SocketWriter {
+    /// See [`Writer::write_all`].
+    pub async fn write_all(
+        &mut self,
+        buffer: Vec<u8>,
+        begin: usize,
+        due: Due,
+    ) -> (Result<(), WriteError>, Vec<u8>) {
+        let mut sent = begin;
+        let mut buffer = buffer;
+        self.watch.set_write(due);
+        let result = loop {
+            if sent == buffer.len() {
+                break Ok(());
+            }
+            let (result, slice) = self.half.write(buffer.slice(sent..)).await;
+            buffer = slice.into_inner();
+            let error = match result {
+                Ok(taken) if taken > 0 => {
+                    sent += taken;
+                    continue;
+                }
+                _ if self.watch.write_expired() => StreamError::TimedOut,
+                Ok(_) => StreamError::Io(io::ErrorKind::WriteZero.into()),
+                Err(error) => StreamError::Io(error),
+            };
+            break Err(WriteError {
+                error,
+                began: sent > begin,
+            });
+        };
+        self.watch.set_write(Due::NEVER);
+        (result, buffer)
+    }
+
+    /// Says to the peer that nothing more will come.
+    pub fn finish(&self) {
+        self.watch.shutdown(Side::Write);
+    }
+}
