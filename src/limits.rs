@@ -2,6 +2,8 @@
 //!
 //! Settings may lower these bounds or move inside them, never exceed them.
 
+use std::time::Duration;
+
 /// Bytes of one request or answer head that an operator may allow at most (`limits.head_bytes`).
 pub const HEAD_BYTES_CEILING: usize = 65_536;
 /// Bytes of one head if the file does not say.
@@ -62,6 +64,12 @@ pub const INTERIM_RESPONSES_MAX: usize = 16;
 /// Bytes of the authority a device named, kept to map `Location` back.
 pub const AUTHORITY_BYTES_MAX: usize = 261;
 
+/// Bytes of a PROXY protocol header: addresses, and what load balancers add to them.
+pub const PROXY_HEADER_BYTES_MAX: usize = 536;
+/// Bytes of empty lines before one request line, which are skipped.
+pub const EMPTY_LINES_BYTES_MAX: usize = 64;
+/// How long a refused device may go on sending before its connection ends.
+pub const LINGER: Duration = Duration::from_secs(2);
 /// Bytes that are read and thrown away after a refusal, so that the answer is not lost to a reset.
 pub const LINGER_BYTES_MAX: u64 = 1_048_576;
 /// Addresses of one upstream that are tried for one request.
@@ -99,6 +107,7 @@ pub const PASSWORD_FILE_BYTES_MAX: u64 = 4_096;
 const _: () = {
     assert!(HEAD_BYTES_FLOOR <= HEAD_BYTES_DEFAULT && HEAD_BYTES_DEFAULT <= HEAD_BYTES_CEILING);
     assert!(FIELDS_DEFAULT <= FIELDS_CEILING);
+    assert!(PROXY_HEADER_BYTES_MAX < PARKED_BYTES);
     assert!(PARKED_BYTES <= RELAY_BYTES_FLOOR);
     assert!(RELAY_BYTES_FLOOR <= RELAY_BYTES_DEFAULT && RELAY_BYTES_DEFAULT <= RELAY_BYTES_CEILING);
     assert!(RING_ENTRIES_FLOOR <= RING_ENTRIES_DEFAULT);

@@ -153,6 +153,8 @@ pub struct Request<'h, 'b> {
     pub host: Option<&'b [u8]>,
     /// Whether an `X-Request-Id` passes on.
     pub has_request_id: bool,
+    /// Whether the device may wait for an interim answer before it sends the body.
+    pub expects: bool,
     /// The body that follows.
     pub body: Body,
     /// Whether the device's connection may go on.
@@ -202,12 +204,19 @@ impl<'h, 'b> Request<'h, 'b> {
         let mut authorization = FieldSet::default();
         let mut host = None;
         let mut has_request_id = false;
+        let mut expects = false;
         let mut framing = Framing::default();
         let mut has_connection = false;
         for (index, header) in fields.iter().enumerate() {
             let field = field::classify_request(header.name.as_bytes());
             match field {
-                Field::Ordinary | Field::Expect | Field::Location => kept.insert(index),
+                Field::Ordinary | Field::Location => kept.insert(index),
+                // Means nothing in HTTP/1.0 (RFC 9110 §10.1.1).
+                Field::Expect if version == Version::Http10 => {}
+                Field::Expect => {
+                    kept.insert(index);
+                    expects = true;
+                }
                 Field::Dropped => {}
                 Field::ContentLength | Field::TransferEncoding | Field::Disguised => {
                     framing.take(field, header.value)?;
@@ -249,6 +258,7 @@ impl<'h, 'b> Request<'h, 'b> {
             authorization,
             host,
             has_request_id,
+            expects,
             body: framing.request_body(version)?,
             persist: options.persist(version),
         })

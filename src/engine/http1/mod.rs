@@ -5,6 +5,12 @@
 //! `rewrite` writes the head anew; `chunked` takes the chunked coding off; `proxy_protocol` reads
 //! what a load balancer in front says.
 
+pub mod authority;
+pub mod chunked;
 pub mod field;
 pub mod framing;
 pub mod head;
+pub mod location;
+pub mod proxy_protocol;
+pub mod rewrite;
+pub mod target;

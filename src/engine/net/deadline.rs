@@ -127,6 +127,13 @@ impl Deadlines {
         }
     }
 
+    /// Ends every connection, whatever it is doing.
+    pub fn close_all(&self) {
+        for (_, entry) in self.sockets.borrow().iter() {
+            sys::shutdown(entry.fd, Side::Both);
+        }
+    }
+
     /// Ends every connection that waits for a next request.
     pub fn close_idle(&self) {
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
@@ -190,6 +197,11 @@ impl Watch {
     /// Ends one side, or both, right now.
     pub fn shutdown(&self, side: Side) {
         sys::shutdown(self.fd, side);
+    }
+
+    /// Makes the coming close a reset: what was sent so far must not pass for complete.
+    pub fn reset_on_close(&self) {
+        sys::reset_on_close(self.fd);
     }
 
     /// Whether nothing has arrived on this idle connection.

@@ -3,17 +3,18 @@
 //! Buffers are lent to the ring and come back with the result; a future from here is never dropped
 //! before it completes. Deadlines are given with each operation.
 
-use std::{io, os::fd::AsRawFd, rc::Rc};
+use std::{io, net::SocketAddr, os::fd::AsRawFd, rc::Rc};
 
 use monoio::{
     buf::IoBuf,
     io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable},
     net::TcpStream,
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     deadline::{Deadlines, Due, Watch},
-    sys::Side,
+    sys::{self, Side},
     tls::{TlsReader, TlsWriter},
 };
 
@@ -85,6 +86,11 @@ impl Stream {
         }
     }
 
+    /// Ends the connection now; without it the kernel would hear of it only when the core wakes.
+    pub fn close(self) {
+        self.watch.shutdown(Side::Both);
+    }
+
     /// Whether nothing has arrived on this idle connection: no byte, no end, no error.
     pub fn is_quiet(&self) -> bool {
         let leftover = match &self.reader {
@@ -93,6 +99,44 @@ impl Stream {
         };
         !leftover && self.watch.is_quiet()
     }
+}
+
+/// Opens a TCP connection to `address`.
+///
+/// # Errors
+/// `TimedOut` at `due`, else what the kernel said.
+pub async fn connect(
+    address: SocketAddr,
+    deadlines: &Rc<Deadlines>,
+    due: Due,
+) -> Result<TcpStream, StreamError> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let socket = TcpStream::from_std(socket.into())?;
+    // A connect of monoio's own could not be ended at its deadline; a shut-down socket becomes
+    // writable, and says why.
+    let watch = deadlines.watch(socket.as_raw_fd());
+    watch.set_write(due);
+    let outcome = socket
+        .writable(false)
+        .await
+        .and_then(|()| sys::connected(socket.as_raw_fd()));
+    if watch.write_expired() {
+        return Err(StreamError::TimedOut);
+    }
+    drop(watch);
+    outcome?;
+    Ok(socket)
 }
 
 /// Splits a connected socket into its halves and puts it under watch.
@@ -167,22 +211,26 @@ impl SocketReader {
     /// See [`Reader::read`].
     pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
         self.watch.set_read(due);
-        self.receive(buffer, room).await
+        let result = self.receive(buffer, room).await;
+        self.watch.clear_read();
+        result
     }
 
     /// Like `read`, for the first byte of a next request: a draining core may end the wait.
     pub async fn read_idle(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
         self.watch.set_idle(due);
-        self.receive(buffer, room).await
+        let result = self.receive(buffer, room).await;
+        self.watch.clear_read();
+        result
     }
 
-    async fn receive(&mut self, buffer: Vec<u8>, room: usize) -> Lent<usize> {
+    /// Like `read`, under whatever deadline is set.
+    pub async fn receive(&mut self, buffer: Vec<u8>, room: usize) -> Lent<usize> {
         use monoio::buf::IoBufMut;
         let begin = buffer.len();
         let end = begin + room.min(buffer.capacity() - begin);
         debug_assert!(end > begin, "a receive needs room");
         let (result, slice) = self.half.read(buffer.slice_mut(begin..end)).await;
-        self.watch.clear_read();
         let result = match result {
             Ok(0) if self.watch.read_expired() => Err(StreamError::TimedOut),
             Ok(received) => Ok(received),

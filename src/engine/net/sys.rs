@@ -1,9 +1,15 @@
-//! The only unsafe code of the crate: two system calls on descriptors that the caller owns.
+//! The only unsafe code of the crate: system calls on descriptors that the caller owns.
 //!
 //! Neither reads nor writes memory of ours beyond one byte on the stack.
 #![allow(unsafe_code)]
 
-use std::os::fd::RawFd;
+use std::{
+    io,
+    os::fd::{BorrowedFd, RawFd},
+    time::Duration,
+};
+
+use socket2::SockRef;
 
 /// Which direction of a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,5 +46,29 @@ pub fn is_quiet(fd: RawFd) -> bool {
             libc::MSG_PEEK | libc::MSG_DONTWAIT,
         )
     };
-    received < 0 && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock
+    received < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+}
+
+/// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, which
+/// is what lets the ring wait for it.
+///
+/// # Errors
+/// Why there is no connection.
+pub fn connected(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the caller owns the socket for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let socket = SockRef::from(&borrowed);
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    socket.peer_addr()?;
+    socket.set_nonblocking(false)
+}
+
+/// Makes closing this socket a reset, so that the peer can't take what it got for complete.
+pub fn reset_on_close(fd: RawFd) {
+    // SAFETY: the caller owns the socket for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    // A socket that is gone already needs no reset.
+    let _ = SockRef::from(&borrowed).set_linger(Some(Duration::ZERO));
 }

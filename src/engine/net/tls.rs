@@ -229,7 +229,15 @@ impl TlsReader {
     }
 
     /// See [`Reader::read`].
-    pub async fn read(&mut self, mut buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
+    pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
+        // Set once: whoever changes the deadline meanwhile means all records that are still to come.
+        self.socket.watch().set_read(due);
+        let result = self.read_plaintext(buffer, room).await;
+        self.socket.watch().clear_read();
+        result
+    }
+
+    async fn read_plaintext(&mut self, mut buffer: Vec<u8>, room: usize) -> Lent<usize> {
         let begin = buffer.len();
         let room = room.min(buffer.capacity() - begin);
         loop {
@@ -249,7 +257,7 @@ impl TlsReader {
                     return (Ok(0), buffer);
                 }
             }
-            match self.receive(due).await {
+            match self.receive().await {
                 Ok(0) => return (Err(StreamError::Truncated), buffer),
                 Ok(_) => {}
                 Err(error) => return (Err(error), buffer),
@@ -258,7 +266,7 @@ impl TlsReader {
     }
 
     /// Receives more ciphertext behind what is there.
-    async fn receive(&mut self, due: Due) -> Result<usize, StreamError> {
+    async fn receive(&mut self) -> Result<usize, StreamError> {
         let lent = {
             let mut session = self.session.borrow_mut();
             if session.is_between_records() {
@@ -270,7 +278,7 @@ impl TlsReader {
         let begin = lent.len();
         let mut lent = lent;
         lent.reserve(RECORD_BYTES_MAX.max(begin + 1024));
-        let (result, lent) = self.socket.read(lent, usize::MAX, due).await;
+        let (result, lent) = self.socket.receive(lent, usize::MAX).await;
         let mut session = self.session.borrow_mut();
         if session.incoming.is_empty() {
             session.incoming = lent;
@@ -355,6 +363,7 @@ pub async fn connect(
         socket: writer,
         session,
     };
+    watch.set_read(due);
     loop {
         let progress = reader.session.borrow_mut().advance(&mut Vec::new(), 0, &[]);
         match progress {
@@ -367,10 +376,11 @@ pub async fn connect(
                 return Err(error.into());
             }
         }
-        if reader.receive(due).await? == 0 {
+        if reader.receive().await? == 0 {
             return Err(StreamError::Truncated);
         }
     }
+    watch.clear_read();
     Ok(Stream {
         watch,
         reader: Reader::Tls(reader),

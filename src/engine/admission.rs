@@ -1,0 +1,137 @@
+//! How many connections devices may have, counted over all cores.
+//!
+//! Asked once a connection, never once a request. Counts by address live in many small tables, so
+//! that cores that accept at the same moment hardly ever meet at one lock.
+
+use std::{
+    hash::BuildHasher,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use hashbrown::{DefaultHashBuilder, HashMap};
+
+use crate::config::settings::Limits;
+
+const TABLES: usize = 64;
+
+/// The counts of open connections.
+#[derive(Debug)]
+pub struct Admission {
+    open: AtomicUsize,
+    open_max: usize,
+    per_address_max: usize,
+    hasher: DefaultHashBuilder,
+    tables: [Mutex<HashMap<IpAddr, usize>>; TABLES],
+}
+
+/// A counted connection; given back when dropped.
+#[derive(Debug)]
+pub struct Admitted {
+    admission: Arc<Admission>,
+    address: IpAddr,
+}
+
+impl Admission {
+    /// Nobody is connected yet.
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            open: AtomicUsize::new(0),
+            open_max: limits.connections,
+            per_address_max: limits.connections_per_address,
+            hasher: DefaultHashBuilder::default(),
+            tables: std::array::from_fn(|_| Mutex::default()),
+        })
+    }
+
+    /// Counts one more connection of `address`, or `None` if that would be too many: 429.
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+        let admitted = |open| (open < self.open_max).then_some(open + 1);
+        self.open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, admitted)
+            .ok()?;
+        let mut table = self.table(address);
+        let count = table.entry(address).or_insert(0);
+        if *count >= self.per_address_max {
+            drop(table);
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        *count += 1;
+        Some(Admitted {
+            admission: Arc::clone(self),
+            address,
+        })
+    }
+
+    /// Connections that are open now.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn table(&self, address: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        let index = self.hasher.hash_one(address) as usize % TABLES;
+        // Nothing between lock and unlock can panic half-way through a change.
+        self.tables[index]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut table = self.admission.table(self.address);
+        if let Some(count) = table.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                table.remove(&self.address);
+            }
+        }
+        drop(table);
+        self.admission.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(connections: usize, connections_per_address: usize) -> Arc<Admission> {
+        Admission::new(&Limits {
+            connections,
+            connections_per_address,
+            ..Limits::default()
+        })
+    }
+
+    #[test]
+    fn an_address_gets_its_share_and_no_more() {
+        let admission = admission(10, 2);
+        let (one, other) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
+        let held = [admission.admit(one), admission.admit(one)];
+        assert!(held.iter().all(Option::is_some));
+        assert!(admission.admit(one).is_none());
+        assert!(admission.admit(other).is_some());
+        drop(held);
+        assert!(admission.admit(one).is_some());
+        assert_eq!(admission.open(), 0);
+        assert!(
+            admission
+                .tables
+                .iter()
+                .all(|table| table.lock().expect("sound").is_empty())
+        );
+    }
+
+    #[test]
+    fn all_addresses_together_are_bounded() {
+        let admission = admission(2, 2);
+        let held: Vec<_> = (1..=3)
+            .map(|n| admission.admit([127, 0, 0, n].into()))
+            .collect();
+        assert_eq!(held.iter().filter(|held| held.is_some()).count(), 2);
+    }
+}

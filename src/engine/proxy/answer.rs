@@ -1,0 +1,441 @@
+//! The answer: from the server to the device, or the failure that takes its place.
+//!
+//! The only file that sends to the device during an exchange. Never lets an answer that broke off
+//! pass for a complete one.
+
+use super::{
+    exchange::{After, Plan},
+    failure::Failure,
+    flow::{Flow, RequestPhase, ResponsePhase},
+    relay::{self, Intake, RESERVE},
+};
+use crate::{
+    config::settings::OnFailure,
+    engine::{
+        http1::{
+            framing::{Body, Version},
+            head::{self, HeadError, Persist, Response},
+            location,
+            rewrite::{self, Delivery, Origin},
+        },
+        net::{
+            deadline::Watch,
+            stream::{Reader, SocketWriter, StreamError},
+            sys::Side,
+        },
+        shard::Shard,
+    },
+    limits,
+};
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The device has all it will get.
+    Over {
+        /// What becomes of the device's connection.
+        after: After,
+        /// Whether the server's connection may carry another request.
+        upstream: Persist,
+    },
+    /// A warm connection died before a byte came back, and the request may be sent again.
+    Unanswered,
+}
+
+impl Ended {
+    fn broken(after: After) -> Self {
+        Self::Over {
+            after,
+            upstream: Persist::Close,
+        }
+    }
+}
+
+/// One answer on its way.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    shard: &'a Shard,
+    plan: &'a Plan<'a>,
+    flow: &'a Flow,
+    device: &'a mut SocketWriter,
+    device_watch: &'a Watch,
+    upstream: &'a mut Reader,
+    upstream_watch: &'a Watch,
+    /// What was received from the server; between pieces it is empty.
+    received: Vec<u8>,
+}
+
+/// What a final head decided; the head is in the outbox.
+struct Start {
+    intake: Intake,
+    delivered: Body,
+    downstream: Persist,
+    upstream: Persist,
+}
+
+/// Why there is no final head.
+enum NoHead {
+    Unanswered,
+    Failed(Failure),
+    DeviceGone,
+}
+
+/// What a complete head turned out to be.
+enum Heard {
+    Interim,
+    Final(Start),
+}
+
+impl<'a> Answer<'a> {
+    /// An answer that is awaited.
+    pub fn new(
+        shard: &'a Shard,
+        plan: &'a Plan<'a>,
+        flow: &'a Flow,
+        device: &'a mut SocketWriter,
+        device_watch: &'a Watch,
+        upstream: &'a mut Reader,
+        upstream_watch: &'a Watch,
+    ) -> Self {
+        let received = shard.buffers.take_relay();
+        Self {
+            shard,
+            plan,
+            flow,
+            device,
+            device_watch,
+            upstream,
+            upstream_watch,
+            received,
+        }
+    }
+
+    /// Brings the answer to the device; `repeatable` says that a request that got no byte of an
+    /// answer may be sent again.
+    pub async fn relay(mut self, repeatable: bool) -> Ended {
+        let mut outbox = self.shard.buffers.take_relay();
+        let ended = match self.await_final(&mut outbox, repeatable).await {
+            Ok(start) => self.relay_final(start, std::mem::take(&mut outbox)).await,
+            Err(NoHead::Unanswered) => Ended::Unanswered,
+            Err(NoHead::DeviceGone) => Ended::broken(After::Close),
+            Err(NoHead::Failed(failure)) => {
+                let Self {
+                    shard, plan, flow, ..
+                } = self;
+                let after = fail(shard, plan, flow, self.device, self.device_watch, failure).await;
+                Ended::broken(after)
+            }
+        };
+        self.shard.buffers.put(outbox);
+        self.shard.buffers.put(std::mem::take(&mut self.received));
+        if ended != Ended::Unanswered {
+            self.flow.response.set(ResponsePhase::Over);
+            self.stop_upload(ended);
+        }
+        ended
+    }
+
+    /// Receives up to the final head, passing interim ones on, and writes it anew to `outbox`.
+    async fn await_final(
+        &mut self,
+        outbox: &mut Vec<u8>,
+        repeatable: bool,
+    ) -> Result<Start, NoHead> {
+        let head_bytes_max = self.shard.limits.head_bytes;
+        let mut interims = 0;
+        let mut scanned = 0;
+        loop {
+            match head::find_end(&self.received, scanned) {
+                Ok(Some(length)) if length <= head_bytes_max => {
+                    match self.hear(length, outbox).map_err(NoHead::Failed)? {
+                        Heard::Final(start) => return Ok(start),
+                        Heard::Interim => interims += 1,
+                    }
+                    if interims > limits::INTERIM_RESPONSES_MAX {
+                        return Err(NoHead::Failed(Failure::ResponseMalformed));
+                    }
+                    self.received.drain(..length);
+                    scanned = 0;
+                    self.send_interim(outbox).await?;
+                    continue;
+                }
+                Ok(None) if self.received.len() < head_bytes_max => {}
+                Ok(_) => return Err(NoHead::Failed(Failure::ResponseHeadTooLarge)),
+                Err(_) => return Err(NoHead::Failed(Failure::ResponseMalformed)),
+            }
+            scanned = self.received.len();
+            let buffer = std::mem::take(&mut self.received);
+            let due = self.flow.response_due.get();
+            let (result, buffer) = self.upstream.read(buffer, usize::MAX, due).await;
+            self.received = buffer;
+            let error = match result {
+                Ok(received) if received > 0 => continue,
+                Ok(_) => None,
+                Err(error) => Some(error),
+            };
+            let untouched = interims == 0 && self.received.is_empty();
+            return Err(match self.failure_of(error.as_ref()) {
+                Failure::ConnectionTerminated if repeatable && untouched => NoHead::Unanswered,
+                failure => NoHead::Failed(failure),
+            });
+        }
+    }
+
+    /// What it means that nothing more came before a final head.
+    fn failure_of(&self, error: Option<&StreamError>) -> Failure {
+        let tls = matches!(error, Some(StreamError::Tls(_)));
+        match self.flow.request.get() {
+            RequestPhase::Failed(failure) => failure,
+            // An alert says better than a broken pipe what the server did not like.
+            RequestPhase::Unwanted(failure) if !tls => failure,
+            _ => error.map_or(Failure::ConnectionTerminated, |error| {
+                Failure::from_upstream(error, Failure::ResponseTimeout)
+            }),
+        }
+    }
+
+    /// Reads the head that is the first `length` bytes received, and writes it anew.
+    fn hear(&mut self, length: usize, outbox: &mut Vec<u8>) -> Result<Heard, Failure> {
+        let (plan, flow) = (self.plan, self.flow);
+        let (head, rest) = self.received.split_at_mut(length);
+        let mut space = head::field_space();
+        let response = Response::parse(head, &mut space, self.shard.limits.fields, plan.to_head())
+            .map_err(|error| match error {
+                HeadError::TooManyFields => Failure::ResponseHeadTooLarge,
+                _ => Failure::ResponseMalformed,
+            })?;
+        let upstream = &plan.route.upstream;
+        let origin = Origin {
+            server: location::Server {
+                scheme: upstream.scheme,
+                host: upstream.host.as_bytes(),
+                port: upstream.port,
+                base_path: &plan.route.base_path,
+            },
+            authority: plan.authority.as_bytes(),
+        };
+        outbox.clear();
+        if response.is_interim() {
+            // Nobody was offered another protocol (RFC 9110 §15.2.2).
+            if response.status == 101 {
+                return Err(Failure::ResponseMalformed);
+            }
+            flow.interim.set(true);
+            let delivery = Delivery {
+                body: Body::Absent,
+                connection: None,
+            };
+            rewrite::write_response(outbox, &response, &origin, delivery);
+            return Ok(Heard::Interim);
+        }
+
+        let delivered = self_framed(response.body, plan.version);
+        let keeps = flow.request.get() == RequestPhase::Sent
+            && plan.persist == Persist::Keep
+            && delivered != Body::UntilClose
+            && !self.shard.is_draining();
+        let connection: Option<&'static [u8]> = match (keeps, plan.version) {
+            (false, _) => Some(b"Connection: close\r\n"),
+            (true, Version::Http10) => Some(b"Connection: keep-alive\r\n"),
+            (true, Version::Http11) => None,
+        };
+        let body = announced(&response, delivered, plan);
+        rewrite::write_response(outbox, &response, &origin, Delivery { body, connection });
+
+        let mut intake = Intake::new(response.body, u64::MAX);
+        let piece = intake
+            .take(rest, 0)
+            .map_err(|_| Failure::ResponseMalformed)?;
+        let (payload, is_last) = (&rest[piece.payload], intake.is_done());
+        if response.body != Body::Absent {
+            relay::append_framed(outbox, payload, delivered, is_last);
+        }
+        // Bytes behind the end belong to no request that was sent.
+        let clean = piece.end == rest.len() && response.body != Body::UntilClose;
+        Ok(Heard::Final(Start {
+            intake,
+            delivered,
+            downstream: if keeps { Persist::Keep } else { Persist::Close },
+            upstream: if clean {
+                response.persist
+            } else {
+                Persist::Close
+            },
+        }))
+    }
+
+    /// Passes an interim answer on to a device that knows what it is (RFC 9110 §15.2).
+    async fn send_interim(&mut self, outbox: &mut Vec<u8>) -> Result<(), NoHead> {
+        if self.plan.version == Version::Http10 {
+            return Ok(());
+        }
+        let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
+        let (result, back) = self.device.write_all(std::mem::take(outbox), 0, due).await;
+        *outbox = back;
+        result.map_err(|_| NoHead::DeviceGone)
+    }
+
+    /// Sends the final head and what follows it.
+    async fn relay_final(&mut self, start: Start, outbox: Vec<u8>) -> Ended {
+        self.flow.response.set(ResponsePhase::Relaying);
+        let Start {
+            mut intake,
+            delivered,
+            downstream,
+            mut upstream,
+        } = start;
+        let timeout = self.plan.route.timeouts.body;
+        let mut buffer = outbox;
+        let mut begin = 0;
+        let broken = loop {
+            let due = self.shard.deadlines.due_in(timeout);
+            let (result, back) = self.device.write_all(buffer, begin, due).await;
+            buffer = back;
+            if result.is_err() {
+                break Some(After::Close);
+            }
+            if intake.is_done() {
+                break None;
+            }
+            let (result, back) = self.receive_piece(buffer, &mut intake, delivered).await;
+            buffer = back;
+            match result {
+                Some(piece) => {
+                    begin = piece.begin;
+                    if piece.has_leftover {
+                        upstream = Persist::Close;
+                    }
+                }
+                // Where only the close tells the end, an orderly one would be a lie.
+                None if delivered == Body::UntilClose => break Some(After::Reset),
+                None => break Some(After::Close),
+            }
+        };
+        self.shard.buffers.put(buffer);
+        let sent = self.flow.request.get() == RequestPhase::Sent;
+        match broken {
+            Some(after) => Ended::broken(after),
+            None => Ended::Over {
+                after: match downstream {
+                    Persist::Keep => After::Keep,
+                    Persist::Close => After::Linger,
+                },
+                upstream: if sent { upstream } else { Persist::Close },
+            },
+        }
+    }
+
+    /// Receives a piece of the body and frames it for the device; `None` if it broke off.
+    async fn receive_piece(
+        &mut self,
+        mut buffer: Vec<u8>,
+        intake: &mut Intake,
+        delivered: Body,
+    ) -> (Option<Framed>, Vec<u8>) {
+        let relay_bytes = self.shard.buffers.relay_bytes();
+        relay::make_room(&mut buffer, relay_bytes);
+        let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
+        let (result, mut buffer) = self
+            .upstream
+            .read(buffer, intake.room(relay_bytes), due)
+            .await;
+        match result {
+            Ok(0) if intake.ends_by_close() => intake.finish(),
+            Ok(received) if received > 0 => {}
+            _ => return (None, buffer),
+        }
+        let Ok(piece) = intake.take(&mut buffer, RESERVE) else {
+            return (None, buffer);
+        };
+        let has_leftover = piece.end < buffer.len();
+        let begin = relay::frame(&mut buffer, piece.payload, delivered, intake.is_done());
+        (
+            Some(Framed {
+                begin,
+                has_leftover,
+            }),
+            buffer,
+        )
+    }
+
+    /// Nobody wants the rest of the request any more: wakes the upload wherever it waits, and tells
+    /// a device that has its whole answer that nothing more will come.
+    fn stop_upload(&self, ended: Ended) {
+        if self.flow.request.get() != RequestPhase::Sending || self.flow.is_whole() {
+            return;
+        }
+        self.upstream_watch.shutdown(Side::Both);
+        if matches!(
+            ended,
+            Ended::Over {
+                after: After::Linger,
+                ..
+            }
+        ) {
+            self.device_watch.shutdown(Side::Write);
+            self.device_watch
+                .set_read(self.shard.deadlines.due_in(limits::LINGER));
+        } else {
+            self.device_watch.shutdown(Side::Read);
+        }
+    }
+}
+
+/// A piece ready to be sent.
+struct Framed {
+    begin: usize,
+    has_leftover: bool,
+}
+
+/// How a body is framed for the device (RFC 9112 §6.3 and §7.1).
+fn self_framed(body: Body, version: Version) -> Body {
+    match (body, version) {
+        (Body::Chunked | Body::UntilClose, Version::Http11) => Body::Chunked,
+        (Body::Chunked | Body::UntilClose, Version::Http10) => Body::UntilClose,
+        (body, _) => body,
+    }
+}
+
+/// What the head says of the body: a `HEAD` request and a 304 are told what a `GET` would get.
+fn announced(response: &Response<'_, '_>, delivered: Body, plan: &Plan<'_>) -> Body {
+    match response.status {
+        204 => Body::Absent,
+        304 if response.announced == Body::Chunked => Body::Absent,
+        _ if response.status == 304 || plan.to_head() => match response.announced {
+            Body::Chunked if plan.version == Version::Http10 => Body::Absent,
+            announced => announced,
+        },
+        _ => delivered,
+    }
+}
+
+/// Answers the device with a failure instead of the server's answer.
+pub async fn fail(
+    shard: &Shard,
+    plan: &Plan<'_>,
+    flow: &Flow,
+    device: &mut SocketWriter,
+    device_watch: &Watch,
+    failure: Failure,
+) -> After {
+    let silent = plan.route.on_failure == OnFailure::Close && failure.status() >= 500;
+    if failure == Failure::DeviceGone || silent {
+        device_watch.shutdown(Side::Both);
+        return After::Close;
+    }
+    let keeps = flow.is_received()
+        && plan.persist == Persist::Keep
+        && failure.persist() == Persist::Keep
+        && !shard.is_draining();
+    let persist = if keeps { Persist::Keep } else { Persist::Close };
+    let mut outbox = shard.buffers.take_relay();
+    failure.write(&mut outbox, plan.to_head(), persist);
+    let due = shard.deadlines.due_in(plan.route.timeouts.body);
+    let (result, outbox) = device.write_all(outbox, 0, due).await;
+    shard.buffers.put(outbox);
+    match (result, persist) {
+        (Err(_), _) => After::Close,
+        (Ok(()), Persist::Keep) => After::Keep,
+        (Ok(()), Persist::Close) => After::Linger,
+    }
+}

@@ -1,0 +1,255 @@
+//! A device's connection: reads one request head after the other and hands each to an exchange.
+//!
+//! Knows how a connection begins, waits and ends; never looks into a head.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+use ipnet::IpNet;
+use monoio::net::TcpStream;
+
+use super::{
+    exchange::{self, After},
+    failure::Failure,
+};
+use crate::{
+    config::settings::Slot,
+    engine::{
+        admission::Admitted,
+        http1::{
+            head::{self, Persist},
+            proxy_protocol::{self, Parsed},
+        },
+        net::{
+            deadline::{Due, Watch},
+            stream::{self, SocketReader, SocketWriter, StreamError},
+            sys::Side,
+        },
+        shard::Shard,
+    },
+    limits,
+};
+
+/// What a listener says about the connections it accepts.
+#[derive(Debug, Clone)]
+pub struct Entrance {
+    /// The slot of requests that name no host.
+    pub slot: Slot,
+    /// Peers whose PROXY protocol header is required and believed.
+    pub proxy_protocol_from: Vec<IpNet>,
+}
+
+/// The device's side of an exchange.
+#[derive(Debug)]
+pub struct Device {
+    /// The socket's deadlines.
+    pub watch: Rc<Watch>,
+    /// Bytes from the device.
+    pub reader: SocketReader,
+    /// Bytes to the device.
+    pub writer: SocketWriter,
+    /// What was received and belongs to no message read so far.
+    pub inbox: Vec<u8>,
+    /// The address that speaks: the peer's, or the one a trusted peer hands over.
+    pub source: IpAddr,
+    /// The slot of requests that name no host.
+    pub slot: Slot,
+}
+
+/// Why there is no next request.
+enum Stop {
+    /// The device is done, or silent for too long.
+    Closed,
+    /// It said something that must be answered.
+    Failed(Failure),
+}
+
+/// Serves a device until its connection ends.
+pub async fn serve(shard: &Rc<Shard>, entrance: &Entrance, socket: TcpStream, peer: SocketAddr) {
+    let (reader, writer, watch) = stream::split(socket, &shard.deadlines);
+    let mut device = Device {
+        watch,
+        reader,
+        writer,
+        inbox: shard.buffers.take_parked(),
+        source: peer.ip().to_canonical(),
+        slot: entrance.slot,
+    };
+    let after = match device.enter(shard, entrance).await {
+        Ok(_admitted) => device.serve_requests(shard).await,
+        Err(Stop::Failed(failure)) => device.refuse(shard, failure).await,
+        Err(Stop::Closed) => After::Close,
+    };
+    match after {
+        After::Keep | After::Close => device.watch.shutdown(Side::Both),
+        After::Reset => device.watch.reset_on_close(),
+        After::Linger => device.linger(shard).await,
+    }
+    shard.buffers.put(std::mem::take(&mut device.inbox));
+}
+
+impl Device {
+    /// Learns who speaks and whether one more connection is allowed.
+    async fn enter(&mut self, shard: &Shard, entrance: &Entrance) -> Result<Admitted, Stop> {
+        let source = self.source;
+        if entrance
+            .proxy_protocol_from
+            .iter()
+            .any(|network| network.contains(&source))
+        {
+            self.read_proxy_header(shard).await?;
+        }
+        shard
+            .admission
+            .admit(self.source)
+            .ok_or(Stop::Failed(Failure::TooManyConnections))
+    }
+
+    /// Reads the PROXY protocol header that a listed peer must send first.
+    async fn read_proxy_header(&mut self, shard: &Shard) -> Result<(), Stop> {
+        let due = shard.deadlines.due_in(shard.timeouts.head);
+        loop {
+            match proxy_protocol::parse(&self.inbox) {
+                Ok(Parsed::Complete { source, consumed }) => {
+                    self.inbox.drain(..consumed);
+                    self.source = source.map_or(self.source, |source| source.ip().to_canonical());
+                    return Ok(());
+                }
+                Ok(Parsed::Partial) => {}
+                Err(_) => return Err(Stop::Failed(Failure::MalformedHead)),
+            }
+            // A header is shorter than a parked buffer, or `parse` has refused it by now.
+            let buffer = std::mem::take(&mut self.inbox);
+            let (result, buffer) = self.reader.read(buffer, usize::MAX, due).await;
+            self.inbox = buffer;
+            if !matches!(result, Ok(received) if received > 0) {
+                return Err(Stop::Closed);
+            }
+        }
+    }
+
+    async fn serve_requests(&mut self, shard: &Rc<Shard>) -> After {
+        loop {
+            let after = match self.next_head(shard).await {
+                Ok(head_bytes) => exchange::run(shard, self, head_bytes).await,
+                Err(Stop::Failed(failure)) => self.refuse(shard, failure).await,
+                Err(Stop::Closed) => After::Close,
+            };
+            if after != After::Keep {
+                return after;
+            }
+        }
+    }
+
+    /// Receives until the inbox begins with a whole head; answers its length.
+    async fn next_head(&mut self, shard: &Shard) -> Result<usize, Stop> {
+        let mut scanned = 0;
+        let mut skipped = 0;
+        let mut due = None;
+        loop {
+            if scanned == 0 {
+                let empty = head::leading_empty_lines(&self.inbox);
+                self.inbox.drain(..empty);
+                skipped += empty;
+                if skipped > limits::EMPTY_LINES_BYTES_MAX {
+                    return Err(Stop::Failed(Failure::MalformedHead));
+                }
+            }
+            if self.inbox.is_empty() {
+                due = None;
+                self.receive_first(shard).await?;
+                continue;
+            }
+            match head::find_end(&self.inbox, scanned) {
+                Ok(Some(length)) if length <= shard.limits.head_bytes => return Ok(length),
+                Ok(None) if self.inbox.len() < shard.limits.head_bytes => {}
+                Ok(_) => return Err(Stop::Failed(self.oversize(shard))),
+                Err(error) => return Err(Stop::Failed(error.into())),
+            }
+            scanned = self.inbox.len();
+            let due = *due.get_or_insert_with(|| shard.deadlines.due_in(shard.timeouts.head));
+            self.receive_more(shard, due).await?;
+        }
+    }
+
+    /// Whether the request line alone is over the limit, or the fields that follow it.
+    fn oversize(&self, shard: &Shard) -> Failure {
+        let looked_at = self.inbox.len().min(shard.limits.head_bytes);
+        match memchr::memchr(b'\n', &self.inbox[..looked_at]) {
+            None => Failure::TargetTooLong,
+            Some(_) => Failure::HeadTooLarge,
+        }
+    }
+
+    /// Waits for the first byte of a next request, parked on a small buffer.
+    async fn receive_first(&mut self, shard: &Shard) -> Result<(), Stop> {
+        if shard.is_draining() {
+            return Err(Stop::Closed);
+        }
+        let mut buffer = std::mem::take(&mut self.inbox);
+        if buffer.capacity() != limits::PARKED_BYTES {
+            shard.buffers.put(buffer);
+            buffer = shard.buffers.take_parked();
+        }
+        let due = shard.deadlines.due_in(shard.timeouts.keepalive);
+        let (result, buffer) = self.reader.read_idle(buffer, usize::MAX, due).await;
+        self.inbox = buffer;
+        match result {
+            Ok(received) if received > 0 => Ok(()),
+            _ => Err(Stop::Closed),
+        }
+    }
+
+    async fn receive_more(&mut self, shard: &Shard, due: Due) -> Result<(), Stop> {
+        let mut buffer = std::mem::take(&mut self.inbox);
+        if buffer.len() == buffer.capacity() {
+            let mut larger = shard.buffers.take_relay();
+            larger.extend_from_slice(&buffer);
+            shard.buffers.put(buffer);
+            buffer = larger;
+        }
+        let (result, buffer) = self.reader.read(buffer, usize::MAX, due).await;
+        self.inbox = buffer;
+        match result {
+            Ok(received) if received > 0 => Ok(()),
+            Err(StreamError::TimedOut) => Err(Stop::Failed(Failure::HeadTimeout)),
+            _ => Err(Stop::Closed),
+        }
+    }
+
+    /// Answers a failure after which the connection can't go on.
+    async fn refuse(&mut self, shard: &Shard, failure: Failure) -> After {
+        let mut outbox = shard.buffers.take_relay();
+        failure.write(&mut outbox, false, Persist::Close);
+        let due = shard.deadlines.due_in(shard.timeouts.body);
+        let (result, outbox) = self.writer.write_all(outbox, 0, due).await;
+        shard.buffers.put(outbox);
+        if result.is_ok() {
+            After::Linger
+        } else {
+            After::Close
+        }
+    }
+
+    /// Ends a connection whose device may still be sending: closing at once would reset it, and the
+    /// answer could be lost before it is read (RFC 9112 §9.6).
+    async fn linger(&mut self, shard: &Shard) {
+        self.writer.finish();
+        let due = shard.deadlines.due_in(limits::LINGER);
+        let mut left = limits::LINGER_BYTES_MAX;
+        let mut buffer = shard.buffers.take_relay();
+        while left > 0 && !shard.deadlines.is_past(due) {
+            buffer.clear();
+            let (result, back) = self.reader.read(buffer, usize::MAX, due).await;
+            buffer = back;
+            match result {
+                Ok(received) if received > 0 => left = left.saturating_sub(received as u64),
+                _ => break,
+            }
+        }
+        shard.buffers.put(buffer);
+        self.watch.shutdown(Side::Both);
+    }
+}

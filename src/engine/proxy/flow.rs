@@ -1,0 +1,101 @@
+//! What the two directions of one exchange tell each other.
+//!
+//! Each direction has its own phase and its own writer; neither waits for the other here.
+
+use std::cell::Cell;
+
+use super::{exchange::Plan, failure::Failure};
+use crate::engine::{
+    net::{deadline::Due, stream::WriteError},
+    shard::Shard,
+};
+
+/// How far both directions are.
+#[derive(Debug)]
+pub struct Flow {
+    /// How far the request is.
+    pub request: Cell<RequestPhase>,
+    /// How far the answer is.
+    pub response: Cell<ResponsePhase>,
+    /// When the answer's head is overdue: never, as long as the request is on its way.
+    pub response_due: Cell<Due>,
+    /// Whether an interim answer has come.
+    pub interim: Cell<bool>,
+    whole: bool,
+}
+
+/// How far a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestPhase {
+    /// Its body is on the way.
+    Sending,
+    /// All of it has been received and sent.
+    Sent,
+    /// The server takes no more of it, for this reason; it may have answered nevertheless.
+    Unwanted(Failure),
+    /// The device did not send it to its end.
+    Failed(Failure),
+}
+
+/// How far an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponsePhase {
+    /// No final head yet.
+    Awaited,
+    /// Its head is out; the body is on the way.
+    Relaying,
+    /// Nothing more will be sent to the device.
+    Over,
+}
+
+impl Flow {
+    /// A request that is about to be sent; `whole` says that all of its body is there already.
+    pub fn new(whole: bool) -> Self {
+        Self {
+            request: Cell::new(RequestPhase::Sending),
+            response: Cell::new(ResponsePhase::Awaited),
+            response_due: Cell::new(Due::NEVER),
+            interim: Cell::new(false),
+            whole,
+        }
+    }
+
+    /// Whether the device had sent the whole request before it was prepared.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Whether nothing of the request is still to be received from the device.
+    pub fn is_received(&self) -> bool {
+        self.whole || self.request.get() == RequestPhase::Sent
+    }
+
+    /// Takes note of how sending the head, and the body that came with it, went.
+    pub fn note_first_send(&self, shard: &Shard, plan: &Plan<'_>, result: Result<(), WriteError>) {
+        match result {
+            Ok(()) if self.whole => self.note_sent(shard, plan),
+            Ok(()) => self.request.set(RequestPhase::Sending),
+            Err(WriteError { error, .. }) => {
+                self.note_unwanted(
+                    shard,
+                    plan,
+                    Failure::from_upstream(&error, Failure::WriteTimeout),
+                );
+            }
+        }
+    }
+
+    /// From now on the answer's head is awaited; answers when it is overdue.
+    pub fn note_sent(&self, shard: &Shard, plan: &Plan<'_>) {
+        self.request.set(RequestPhase::Sent);
+        self.response_due
+            .set(shard.deadlines.due_in(plan.route.timeouts.response));
+    }
+
+    /// The server takes no more: an answer that it sent before may still be there.
+    pub fn note_unwanted(&self, shard: &Shard, plan: &Plan<'_>, failure: Failure) {
+        self.request.set(RequestPhase::Unwanted(failure));
+        self.response_due
+            .set(shard.deadlines.due_in(plan.route.timeouts.response));
+    }
+}

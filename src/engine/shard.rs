@@ -1,0 +1,254 @@
+//! What one core owns: its view of the snapshot, its connections, its buffers, its counters.
+//!
+//! Shared with nobody: no lock and no atomic on a request's way, but for the connection limits.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use super::{
+    admission::Admission, http1::rewrite::REQUEST_ID_BYTES, net::deadline::Deadlines,
+    upstream::pool::Pools,
+};
+use crate::{
+    config::settings::{Limits, Timeouts},
+    limits,
+    snapshot::{Snapshot, publish::Subscriber},
+};
+
+/// One core's belongings.
+#[derive(Debug)]
+pub struct Shard {
+    /// Deadlines of the core's sockets, and its clock.
+    pub deadlines: Rc<Deadlines>,
+    /// Idle upstream connections.
+    pub pools: Pools,
+    /// Spare buffers.
+    pub buffers: Buffers,
+    /// Durations that apply where a server does not set its own.
+    pub timeouts: Timeouts,
+    /// Sizes and counts that apply where a server does not set its own.
+    pub limits: Limits,
+    /// Who may have how many connections, over all cores.
+    pub admission: Arc<Admission>,
+    snapshots: RefCell<Snapshots>,
+    request_ids: RequestIds,
+    draining: Cell<bool>,
+    connections: Cell<usize>,
+}
+
+/// A counted reference that never leaves the core, so that requests of several cores don't write
+/// to one count.
+#[derive(Debug)]
+struct Snapshots {
+    subscriber: Subscriber,
+    #[expect(
+        clippy::redundant_allocation,
+        reason = "the outer count is the core's own"
+    )]
+    newest: Rc<Arc<Snapshot>>,
+}
+
+impl Shard {
+    /// A core that has not served anyone yet.
+    pub fn new(
+        mut subscriber: Subscriber,
+        admission: Arc<Admission>,
+        timeouts: Timeouts,
+        limits: Limits,
+        relay_bytes: usize,
+        pool_per_core: usize,
+    ) -> Rc<Self> {
+        let deadlines = Deadlines::new();
+        let newest = Rc::new(Arc::clone(subscriber.load()));
+        Rc::new(Self {
+            pools: Pools::new(&deadlines, limits.pool_per_server, pool_per_core),
+            buffers: Buffers::new(relay_bytes, limits.head_bytes),
+            deadlines,
+            timeouts,
+            limits,
+            admission,
+            snapshots: RefCell::new(Snapshots { subscriber, newest }),
+            request_ids: RequestIds::new(),
+            draining: Cell::new(false),
+            connections: Cell::new(0),
+        })
+    }
+
+    /// The newest snapshot; taken once per request and kept for that exchange.
+    #[inline]
+    #[expect(
+        clippy::redundant_allocation,
+        reason = "the outer count is the core's own"
+    )]
+    pub fn snapshot(&self) -> Rc<Arc<Snapshot>> {
+        let Snapshots { subscriber, newest } = &mut *self.snapshots.borrow_mut();
+        let published = subscriber.load();
+        if !Arc::ptr_eq(published, newest) {
+            *newest = Rc::new(Arc::clone(published));
+        }
+        Rc::clone(newest)
+    }
+
+    /// A request id that no other request of this process, or of another, has.
+    pub fn next_request_id(&self) -> [u8; REQUEST_ID_BYTES] {
+        self.request_ids.next()
+    }
+
+    /// Whether the core finishes what is under way and takes nothing new.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// From now on every answer is the last of its connection; idle ones end at once.
+    pub fn begin_drain(&self) {
+        if !self.draining.replace(true) {
+            self.deadlines.close_idle();
+            self.pools.clear();
+        }
+    }
+
+    /// Ends what is overdue; called every tick.
+    pub fn sweep(&self) {
+        self.deadlines.sweep();
+        self.pools.sweep();
+        // Lets go of a snapshot that was replaced while no request came.
+        drop(self.snapshot());
+    }
+
+    /// Connections of devices that this core serves now.
+    pub fn connections(&self) -> usize {
+        self.connections.get()
+    }
+
+    /// Counts one connection until the guard is dropped.
+    pub fn count_connection(self: &Rc<Self>) -> Counted {
+        self.connections.set(self.connections.get() + 1);
+        Counted(Rc::clone(self))
+    }
+}
+
+/// A connection that counts.
+#[derive(Debug)]
+pub struct Counted(Rc<Shard>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
+}
+
+/// Spare buffers of two sizes: one to park a silent connection on, one to move bodies with.
+#[derive(Debug)]
+pub struct Buffers {
+    parked: RefCell<Vec<Vec<u8>>>,
+    relay: RefCell<Vec<Vec<u8>>>,
+    relay_bytes: usize,
+    relay_capacity: usize,
+}
+
+impl Buffers {
+    fn new(relay_bytes: usize, head_bytes: usize) -> Self {
+        Self {
+            parked: RefCell::new(Vec::with_capacity(limits::SPARE_BUFFERS_MAX)),
+            relay: RefCell::new(Vec::with_capacity(limits::SPARE_BUFFERS_MAX)),
+            relay_bytes,
+            relay_capacity: relay_bytes.max(head_bytes) + limits::HEAD_GROWTH_BYTES_MAX,
+        }
+    }
+
+    /// Body bytes that one receive takes at most.
+    pub fn relay_bytes(&self) -> usize {
+        self.relay_bytes
+    }
+
+    /// An empty buffer for a connection that waits for a request.
+    pub fn take_parked(&self) -> Vec<u8> {
+        let spare = self.parked.borrow_mut().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(limits::PARKED_BYTES))
+    }
+
+    /// An empty buffer with room for a rewritten head, or for a piece of a body.
+    pub fn take_relay(&self) -> Vec<u8> {
+        let spare = self.relay.borrow_mut().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(self.relay_capacity))
+    }
+
+    /// Takes a buffer of either size back; whichever grew or is one too many is freed.
+    pub fn put(&self, mut buffer: Vec<u8>) {
+        let spares = match buffer.capacity() {
+            limits::PARKED_BYTES => &self.parked,
+            capacity if capacity == self.relay_capacity => &self.relay,
+            _ => return,
+        };
+        let mut spares = spares.borrow_mut();
+        if spares.len() < limits::SPARE_BUFFERS_MAX {
+            buffer.clear();
+            spares.push(buffer);
+        }
+    }
+}
+
+/// Request ids: a random prefix for each core, then a count.
+#[derive(Debug)]
+struct RequestIds {
+    prefix: u64,
+    count: Cell<u64>,
+}
+
+impl RequestIds {
+    fn new() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        // The standard library seeds each of these from the system's random source.
+        Self {
+            prefix: RandomState::new().hash_one(0),
+            count: Cell::new(0),
+        }
+    }
+
+    fn next(&self) -> [u8; REQUEST_ID_BYTES] {
+        let count = self.count.get();
+        self.count.set(count.wrapping_add(1));
+        let mut id = [0; REQUEST_ID_BYTES];
+        let bytes = self
+            .prefix
+            .to_be_bytes()
+            .into_iter()
+            .chain(count.to_be_bytes());
+        for (pair, byte) in id.chunks_exact_mut(2).zip(bytes) {
+            const DIGITS: &[u8; 16] = b"0123456789abcdef";
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_lower_case_hex_and_differ() {
+        let ids = RequestIds::new();
+        let (first, second) = (ids.next(), ids.next());
+        assert_ne!(first, second);
+        assert!(first.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+        assert_ne!(RequestIds::new().next(), first);
+    }
+
+    #[test]
+    fn buffers_come_back_empty_and_only_in_their_size() {
+        let buffers = Buffers::new(65_536, 16_384);
+        let mut relay = buffers.take_relay();
+        relay.extend_from_slice(b"a device's secret");
+        let address = relay.as_ptr();
+        buffers.put(relay);
+        buffers.put(Vec::with_capacity(77));
+        let again = buffers.take_relay();
+        assert_eq!((again.as_ptr(), again.len()), (address, 0));
+        assert!(buffers.relay.borrow().is_empty() && buffers.parked.borrow().is_empty());
+    }
+}

@@ -1,0 +1,271 @@
+//! A fresh connection to a server: TCP, then TLS, over every address the control plane knows.
+//!
+//! Resolves nothing. Refuses addresses inside the operator's own network after resolution, so that
+//! no name can be made to point there (specification, section 3).
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    engine::net::{
+        deadline::{Deadlines, Due},
+        stream::{self, Stream, StreamError},
+        tls,
+    },
+    snapshot::{Snapshot, route::Upstream},
+};
+
+/// The shortest time that one of several addresses is given.
+const SHARE_MIN: Duration = Duration::from_millis(250);
+
+/// Why there is no connection, worst understood first: of several addresses' failures the one that
+/// got furthest is told.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// The name has no addresses; the control plane says why.
+    Unresolved,
+    /// Every address lies in a network that upstream addresses are refused in.
+    Prohibited(SocketAddr),
+    /// No way there, or the kernel gave up.
+    Unroutable(io::Error),
+    /// The server's host said no.
+    Refused,
+    /// Nobody answered in time.
+    TimedOut,
+    /// The connection broke during the TLS handshake.
+    Terminated,
+    /// TLS failed: the certificate, or the server's alert.
+    Tls(rustls::Error),
+}
+
+impl ConnectError {
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Unresolved => 0,
+            Self::Prohibited(_) => 1,
+            Self::Unroutable(_) => 2,
+            Self::Refused => 3,
+            Self::TimedOut => 4,
+            Self::Terminated => 5,
+            Self::Tls(_) => 6,
+        }
+    }
+}
+
+impl From<StreamError> for ConnectError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::TimedOut => Self::TimedOut,
+            StreamError::Tls(error) => Self::Tls(error),
+            StreamError::Truncated => Self::Terminated,
+            StreamError::Io(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => Self::Refused,
+                io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::WriteZero => Self::Terminated,
+                io::ErrorKind::TimedOut => Self::TimedOut,
+                _ => Self::Unroutable(error),
+            },
+        }
+    }
+}
+
+/// Connects to `upstream`: each address in order until one speaks, all within `timeout`.
+///
+/// # Errors
+/// [`ConnectError`] of the address that got furthest; 502, or 504 if it was too slow.
+pub async fn connect(
+    upstream: &Upstream,
+    snapshot: &Snapshot,
+    deadlines: &Rc<Deadlines>,
+    timeout: Duration,
+) -> Result<Stream, ConnectError> {
+    let begun = deadlines.now_ms();
+    let mut worst = ConnectError::Unresolved;
+    for (tried, address) in upstream.addresses.iter().enumerate() {
+        let failure = if is_permitted(address.ip(), snapshot) {
+            let spent = Duration::from_millis(deadlines.now_ms() - begun);
+            let left = timeout.saturating_sub(spent);
+            if left.is_zero() {
+                break;
+            }
+            let share = left / (upstream.addresses.len() - tried) as u32;
+            let due = deadlines.due_in(share.max(SHARE_MIN).min(left));
+            match connect_to(*address, upstream, deadlines, due).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error.into(),
+            }
+        } else {
+            ConnectError::Prohibited(*address)
+        };
+        if failure.rank() >= worst.rank() {
+            worst = failure;
+        }
+    }
+    Err(worst)
+}
+
+async fn connect_to(
+    address: SocketAddr,
+    upstream: &Upstream,
+    deadlines: &Rc<Deadlines>,
+    due: Due,
+) -> Result<Stream, StreamError> {
+    let socket = stream::connect(address, deadlines, due).await?;
+    match &upstream.tls {
+        None => Ok(Stream::plain(socket, deadlines)),
+        Some(tls) => {
+            let (config, name) = (tls.config.clone(), tls.name.clone());
+            tls::connect(socket, deadlines, config, name, due).await
+        }
+    }
+}
+
+/// Whether requests may be sent to `address`: public, or in a network the operator allows.
+///
+/// Addresses that devices speak from are refused as well, whatever range they are of.
+fn is_permitted(address: IpAddr, snapshot: &Snapshot) -> bool {
+    let address = address.to_canonical();
+    let allowed = |network: &IpNet| network.contains(&address);
+    snapshot.allow_networks.iter().any(allowed)
+        || (is_public(address) && snapshot.identities.resolve(address).is_none())
+}
+
+/// Whether the Internet at large routes `address` (IANA's special-purpose registries).
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    let shared = a == 100 && (64..128).contains(&b);
+    let protocol_assignments = a == 192 && b == 0 && c == 0;
+    let benchmarking = a == 198 && (b == 18 || b == 19);
+    !(a == 0
+        || a >= 240
+        || shared
+        || protocol_assignments
+        || benchmarking
+        || address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_documentation()
+        || address.is_multicast())
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    // Only 2000::/3 is handed out; ranges in it that carry an IPv4 address inside are judged by it.
+    match segments {
+        [0x2002, high, low, ..] => is_public_v4(v4_from(high, low)),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(v4_from(high, low)),
+        [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+fn v4_from(high: u16, low: u16) -> Ipv4Addr {
+    let [a, b] = high.to_be_bytes();
+    let [c, d] = low.to_be_bytes();
+    Ipv4Addr::new(a, b, c, d)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::snapshot::{
+        identity::IdentityTable,
+        route::{AccountId, RouteTable},
+    };
+
+    fn snapshot(allowed: &[&str], devices: &[&str]) -> Snapshot {
+        let mut identities = IdentityTable::default();
+        for network in devices {
+            let network = network.parse().expect("network");
+            identities
+                .insert(network, AccountId(0), "press", "1")
+                .expect("free");
+        }
+        Snapshot {
+            identities: Arc::new(identities),
+            routes: Arc::new(RouteTable::default()),
+            domain: "".into(),
+            allow_networks: allowed
+                .iter()
+                .map(|n| n.parse().expect("network"))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn addresses_inside_the_operators_network_are_refused() {
+        let snapshot = snapshot(&[], &["198.51.200.0/24"]);
+        for address in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.0.0.8",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.51.200.9",
+            "::",
+            "::1",
+            "fe80::1",
+            "fc00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::1",
+            "2001::1",
+            "2001:db8::1",
+            "::127.0.0.1",
+        ] {
+            assert!(
+                !is_permitted(address.parse().expect("address"), &snapshot),
+                "{address}"
+            );
+        }
+        for address in [
+            "93.184.216.34",
+            "2606:2800::1",
+            "64:ff9b::5db8:d822",
+            "198.51.201.9",
+        ] {
+            assert!(
+                is_permitted(address.parse().expect("address"), &snapshot),
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_operator_may_allow_a_network() {
+        let snapshot = snapshot(&["127.0.0.0/8", "10.8.0.0/24"], &["10.8.0.7/32"]);
+        for (address, permitted) in [
+            ("127.0.0.9", true),
+            ("10.8.0.7", true),
+            ("10.9.0.1", false),
+            ("::1", false),
+        ] {
+            let address = address.parse().expect("address");
+            assert_eq!(is_permitted(address, &snapshot), permitted, "{address}");
+        }
+    }
+}

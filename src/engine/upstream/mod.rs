@@ -1,0 +1,4 @@
+//! Connections to servers: made, kept warm, and never shared between servers that differ.
+
+pub mod connect;
+pub mod pool;

@@ -1,0 +1,117 @@
+//! Idle connections to servers, kept by one core for its next requests.
+//!
+//! Keyed by [`PoolId`], which is another for everything that makes two connections different.
+//! Never hands out a connection on which anything has arrived: a server that spoke or closed while
+//! nobody asked is not trusted with a request.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+
+use hashbrown::HashMap;
+
+use crate::{
+    engine::net::{
+        deadline::{Deadlines, Due},
+        stream::Stream,
+    },
+    snapshot::route::PoolId,
+};
+
+/// One core's idle connections.
+#[derive(Debug)]
+pub struct Pools {
+    deadlines: Rc<Deadlines>,
+    idle: RefCell<HashMap<PoolId, Vec<Idle>>>,
+    count: Cell<usize>,
+    per_server_max: usize,
+    total_max: usize,
+}
+
+#[derive(Debug)]
+struct Idle {
+    stream: Stream,
+    due: Due,
+}
+
+impl Pools {
+    /// No connections yet; at most `per_server_max` to one server and `total_max` in all.
+    pub fn new(deadlines: &Rc<Deadlines>, per_server_max: usize, total_max: usize) -> Self {
+        Self {
+            deadlines: Rc::clone(deadlines),
+            idle: RefCell::new(HashMap::new()),
+            count: Cell::new(0),
+            per_server_max,
+            total_max,
+        }
+    }
+
+    /// The connection used last that is still good; those found closed on the way are let go.
+    pub fn take(&self, pool: PoolId) -> Option<Stream> {
+        let mut idle = self.idle.borrow_mut();
+        let waiting = idle.get_mut(&pool)?;
+        while let Some(Idle { stream, due }) = waiting.pop() {
+            self.count.set(self.count.get() - 1);
+            if !self.deadlines.is_past(due) && stream.is_quiet() {
+                return Some(stream);
+            }
+            stream.close();
+        }
+        None
+    }
+
+    /// Keeps a connection for at most `idle_max`, or lets it go where there is no room.
+    pub fn put(&self, pool: PoolId, stream: Stream, idle_max: Duration) {
+        let mut idle = self.idle.borrow_mut();
+        let waiting = idle.entry(pool).or_default();
+        if waiting.len() >= self.per_server_max || self.count.get() >= self.total_max {
+            return stream.close();
+        }
+        self.count.set(self.count.get() + 1);
+        waiting.push(Idle {
+            stream,
+            due: self.deadlines.due_in(idle_max),
+        });
+    }
+
+    /// Lets go of connections that idled too long.
+    pub fn sweep(&self) {
+        if self.count.get() == 0 {
+            return;
+        }
+        let mut kept = 0;
+        self.idle.borrow_mut().retain(|_, waiting| {
+            for expired in waiting.extract_if(.., |idle| self.deadlines.is_past(idle.due)) {
+                expired.stream.close();
+            }
+            kept += waiting.len();
+            !waiting.is_empty()
+        });
+        self.count.set(kept);
+    }
+
+    /// Lets go of everything.
+    pub fn clear(&self) {
+        for idle in self
+            .idle
+            .borrow_mut()
+            .drain()
+            .flat_map(|(_, waiting)| waiting)
+        {
+            idle.stream.close();
+        }
+        self.count.set(0);
+    }
+
+    /// Idle connections of this core.
+    pub fn len(&self) -> usize {
+        self.count.get()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
