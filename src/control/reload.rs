@@ -175,6 +175,12 @@ impl Assembly {
         Ok(())
     }
 
+    /// The *ref* of the account with this number.
+    pub fn account_ref(&self, id: AccountId) -> Option<&str> {
+        let found = self.accounts.iter().find(|(_, known)| **known == id);
+        found.map(|(reference, _)| reference.as_str())
+    }
+
     /// Names that must be resolved for the settings in use.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.plan
