@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::check;
+use crate::commands::{check, run, show};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage.
@@ -38,10 +38,46 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the gateway until a signal ends it
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(run::Arguments),
     /// Check a configuration: everything that `run` would refuse, all at once
     #[command(after_help = CHECK_EXAMPLES)]
     Check(check::Arguments),
+    /// Show the settings in force, the routes, and whose device an address is
+    #[command(after_help = SHOW_EXAMPLES)]
+    Show(show::Arguments),
 }
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  m2u run
+  m2u run --config /etc/m2u/m2u.toml
+  m2u run --listen 10.8.0.2:80 --cores 0-3
+  kill -HUP $(pidof m2u)            take over a changed configuration
+
+Signals:
+  SIGTERM, SIGINT   stop accepting, finish what is under way within timeouts.drain, exit 0;
+                    a second one exits at once
+  SIGHUP            read the configuration again, with the same flags: if anything in it is wrong,
+                    every problem is printed and nothing changes; otherwise accounts, devices,
+                    servers, certificates and domain take effect without closing a connection.
+                    What listens and what is sized at start (listen, limits but body_bytes,
+                    timeouts.head and keepalive) needs a restart; m2u says so if it changed
+
+m2u is ready when it prints \"m2u: ready\" on standard error, one line after the addresses that it
+listens on.
+
+Exit codes: 0 ended by a signal, all in order; 1 refused, or broken off; 2 wrong usage.";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  m2u show                          every setting in force, and the routes
+  m2u show --resolve                with the addresses that servers' names have now
+  m2u show --device 10.8.0.7        whose device that VPN address is, and what is stamped
+  m2u show > effective.toml         what is printed is a configuration again; passwords are \"***\"
+
+Exit codes: 0 shown, 1 the configuration is refused or no device has the address, 2 wrong usage.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -61,6 +97,8 @@ pub fn main() -> ExitCode {
         }
     };
     match cli.command {
+        Command::Run(arguments) => run::execute(arguments),
+        Command::Show(arguments) => show::execute(arguments),
         Command::Check(arguments) => check::execute(arguments),
     }
 }

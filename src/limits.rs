@@ -74,6 +74,20 @@ pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_BYTES_MAX: u64 = 1_048_576;
 /// Addresses of one upstream that are tried for one request.
 pub const ADDRESSES_PER_UPSTREAM_MAX: usize = 16;
+/// The shortest time for which an answer of the name server is believed, whatever its TTL.
+pub const DNS_TTL_FLOOR: Duration = Duration::from_secs(5);
+/// The longest time for which an answer of the name server is believed, whatever its TTL.
+pub const DNS_TTL_CEILING: Duration = Duration::from_secs(3_600);
+/// How long an entry of the hosts file is believed before the file is read again.
+pub const HOSTS_FILE_TTL: Duration = Duration::from_secs(60);
+/// Wait before a name that could not be resolved is asked for again; doubles each time.
+pub const DNS_RETRY_FLOOR: Duration = Duration::from_secs(1);
+/// The longest wait before a name that could not be resolved is asked for again.
+pub const DNS_RETRY_CEILING: Duration = Duration::from_secs(60);
+/// Names that are looked up at the same time.
+pub const DNS_LOOKUPS_MAX: usize = 16;
+/// How long a start or a reload waits for the first answers for new names.
+pub const DNS_FIRST_ANSWERS: Duration = Duration::from_secs(5);
 /// TLS sessions kept for resumption for one (trust, client certificate).
 pub const TLS_SESSIONS_MAX: usize = 1_024;
 /// Bytes of plaintext in one TLS record: see the allocator note in `engine::net::tls`.
@@ -115,5 +129,8 @@ const _: () = {
     assert!(CONNECTIONS_DEFAULT <= CONNECTIONS_CEILING);
     assert!(POOL_PER_SERVER_DEFAULT <= POOL_PER_CORE_MAX);
     assert!(PASSWORD_FILE_BYTES_MAX > LOGIN_BYTES_MAX as u64);
+    assert!(DNS_TTL_FLOOR.as_secs() <= HOSTS_FILE_TTL.as_secs());
+    assert!(HOSTS_FILE_TTL.as_secs() <= DNS_TTL_CEILING.as_secs());
+    assert!(DNS_RETRY_FLOOR.as_secs() <= DNS_RETRY_CEILING.as_secs());
     assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
 };

@@ -1,1 +1,441 @@
 //! Wiring of a running gateway: control thread, workers, signals, drain.
+//!
+//! The one place that knows both the engine and the control plane. Everything here runs on the
+//! control thread; no device's byte passes it.
+
+use std::{
+    fmt,
+    future::pending,
+    io::{self, Write},
+    mem::ManuallyDrop,
+    process::ExitCode,
+    time::Duration,
+};
+
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
+};
+
+use crate::{
+    config::{
+        flags::ConfigArguments,
+        problem::Summary,
+        settings::{AccessLog, Inventory, Limits, Listen, Settings, Timeouts},
+    },
+    control::{
+        reload::{Assembly, ReloadError},
+        resolver::{Event, Resolver},
+    },
+    engine::{Engine, EngineError, EngineSettings, StartError},
+    limits,
+    snapshot::publish::Publisher,
+};
+
+/// How often the workers' health is looked at.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a drain looks whether everything has ended.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+/// How long past its limit a drain may take before it counts as broken.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// Files that are open beside connections: listeners, rings, pipes, logs.
+const FILES_BESIDE_CONNECTIONS: u64 = 1_024;
+
+/// Why a gateway did not start, or ended in disorder.
+#[derive(Debug)]
+enum Fault {
+    Runtime(io::Error),
+    Signals(io::Error),
+    Settings(ReloadError),
+    Start(StartError),
+    Broken(Option<EngineError>),
+    Stuck,
+    Interrupted,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Runtime(error) => write!(f, "the control thread cannot start: {error}"),
+            Self::Signals(error) => write!(f, "signals cannot be received: {error}"),
+            Self::Settings(error) => error.fmt(f),
+            Self::Start(error) => error.fmt(f),
+            Self::Broken(None) => f.write_str("a worker has ended by itself; giving up"),
+            Self::Broken(Some(error)) => write!(f, "a worker has ended by itself: {error}"),
+            Self::Stuck => f.write_str("the workers did not end in time; giving up"),
+            Self::Interrupted => f.write_str("ended at once by a second signal"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Runs a gateway with `settings`, which `arguments` made and make again on SIGHUP.
+///
+/// Returns when a signal has ended it (0), or when it cannot start or go on (1, with the reason on
+/// standard error).
+pub fn run(settings: Settings, arguments: ConfigArguments) -> ExitCode {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(serve(settings, arguments)),
+        Err(error) => Err(Fault::Runtime(error)),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            say(format_args!("{fault}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(settings: Settings, arguments: ConfigArguments) -> Result<(), Fault> {
+    // First of all: a signal that comes early must not kill what it should drain.
+    let mut signals = Signals::install().map_err(Fault::Signals)?;
+    raise_file_limit(&settings.limits);
+    let gateway = tokio::select! {
+        gateway = Gateway::start(&settings, arguments) => gateway?,
+        () = signals.end() => return Ok(()),
+    };
+    drop(settings); // A long device list lives on in the snapshot alone.
+    gateway.attend(&mut signals).await
+}
+
+/// A gateway at work.
+struct Gateway {
+    arguments: ConfigArguments,
+    assembly: Assembly,
+    resolver: Resolver,
+    publisher: Publisher,
+    /// Dropped by a finished drain only: to wait for its workers elsewhere could take for ever.
+    engine: ManuallyDrop<Engine>,
+    started: Started,
+    drain: Duration,
+    /// A reload that waits for the first answers for its names.
+    reload: Option<Reload>,
+}
+
+/// A reload under way.
+#[derive(Debug, Clone, Copy)]
+struct Reload {
+    /// When to go on without answers.
+    by: Instant,
+    inventory: Inventory,
+}
+
+/// What the engine was started with, and keeps.
+struct Started {
+    listen: Vec<Listen>,
+    timeouts: Timeouts,
+    limits: Limits,
+    access_log: Option<AccessLog>,
+}
+
+impl Gateway {
+    async fn start(settings: &Settings, arguments: ConfigArguments) -> Result<Self, Fault> {
+        let mut assembly = Assembly::default();
+        assembly.adopt(settings).map_err(Fault::Settings)?;
+        let mut resolver = Resolver::new(settings.tuning.nameserver);
+        resolver.follow(assembly.names());
+        let by = Instant::now() + limits::DNS_FIRST_ANSWERS;
+        while !resolver.is_settled() {
+            match timeout_at(by, resolver.events()).await {
+                Ok(events) => tell_failures(&events),
+                Err(_) => break,
+            }
+        }
+        let publisher = Publisher::new(assembly.first_snapshot(&resolver));
+        let engine = Engine::start(
+            EngineSettings {
+                listen: settings.listen.clone(),
+                timeouts: settings.timeouts,
+                limits: settings.limits,
+                tuning: settings.tuning.clone(),
+            },
+            &publisher,
+        );
+        let engine = engine.map_err(Fault::Start)?;
+        for (address, slot) in engine.addresses() {
+            say(format_args!("listening on {address} ({slot})"));
+        }
+        let cores = counted(cores(settings), "core");
+        say(format_args!("ready: {cores}, {}", settings.inventory()));
+        Ok(Self {
+            arguments,
+            assembly,
+            resolver,
+            publisher,
+            engine: ManuallyDrop::new(engine),
+            started: Started::with(settings),
+            drain: settings.timeouts.drain,
+            reload: None,
+        })
+    }
+
+    /// Keeps the gateway going until a signal ends it.
+    async fn attend(mut self, signals: &mut Signals) -> Result<(), Fault> {
+        let mut health = interval(HEALTH_INTERVAL);
+        health.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let reload = self.reload;
+            tokio::select! {
+                wanted = signals.next() => match wanted {
+                    Wanted::End => return self.finish(signals).await,
+                    Wanted::Reload => self.reload(),
+                },
+                events = self.resolver.events() => self.learn(&events),
+                () = until(reload) => self.publish(),
+                _ = health.tick() => {
+                    if self.engine.is_broken() {
+                        return Err(self.broken());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the configuration again. When it is refused, nothing changes.
+    fn reload(&mut self) {
+        let refused = "reload refused; the configuration in force stays";
+        let settings = match self.arguments.load() {
+            Ok(settings) => settings,
+            Err(problems) => {
+                say(format_args!("{refused}:\n{}", Summary(&problems)));
+                return;
+            }
+        };
+        if let Err(error) = self.assembly.adopt(&settings) {
+            say(format_args!("{refused}: {error}"));
+            return;
+        }
+        let fixed = self.started.differences(&settings);
+        if !fixed.is_empty() {
+            let keys = fixed.join(", ");
+            say(format_args!(
+                "reload: needs a restart to take effect: {keys}"
+            ));
+        }
+        self.drain = settings.timeouts.drain;
+        self.resolver.follow(self.assembly.names());
+        self.reload = Some(Reload {
+            by: Instant::now() + limits::DNS_FIRST_ANSWERS,
+            inventory: settings.inventory(),
+        });
+        if self.resolver.is_settled() {
+            self.publish();
+        }
+    }
+
+    fn learn(&mut self, events: &[Event]) {
+        for event in events {
+            say(format_args!("{event}"));
+        }
+        if self.reload.is_none() || self.resolver.is_settled() {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        if let Some(snapshot) = self.assembly.snapshot(&self.resolver) {
+            self.publisher.publish(snapshot);
+        }
+        if let Some(reload) = self.reload.take() {
+            say(format_args!("reloaded: {}", reload.inventory));
+        }
+    }
+
+    /// Lets what is under way end, within the limit.
+    async fn finish(self, signals: &mut Signals) -> Result<(), Fault> {
+        let limit = self.drain;
+        say(format_args!(
+            "draining: no new connections, {limit:?} at most for what is under way"
+        ));
+        self.engine.drain(limit);
+        let by = Instant::now() + limit + DRAIN_GRACE;
+        let mut look = interval(DRAIN_INTERVAL);
+        while !self.engine.is_stopped() {
+            tokio::select! {
+                wanted = signals.next() => match wanted {
+                    Wanted::End => return Err(Fault::Interrupted),
+                    Wanted::Reload => say(format_args!("reload refused: m2u is ending")),
+                },
+                _ = look.tick() => {
+                    if Instant::now() > by {
+                        return Err(Fault::Stuck);
+                    }
+                }
+            }
+        }
+        match self.engine.is_broken() {
+            true => Err(self.broken()),
+            false => ManuallyDrop::into_inner(self.engine)
+                .join()
+                .map_err(|error| Fault::Broken(Some(error)))
+                .inspect(|()| say(format_args!("stopped"))),
+        }
+    }
+
+    /// What broke, if every worker has ended and so can tell.
+    fn broken(self) -> Fault {
+        match self.engine.is_stopped() {
+            true => Fault::Broken(ManuallyDrop::into_inner(self.engine).join().err()),
+            false => Fault::Broken(None),
+        }
+    }
+}
+
+impl Started {
+    fn with(settings: &Settings) -> Self {
+        Self {
+            listen: settings.listen.clone(),
+            timeouts: settings.timeouts,
+            limits: settings.limits,
+            access_log: settings.access_log.clone(),
+        }
+    }
+
+    /// The keys whose new values cannot take effect while the engine runs.
+    fn differences(&self, settings: &Settings) -> Vec<&'static str> {
+        let (old, new) = (&self.limits, &settings.limits);
+        [
+            ("listen", self.listen != settings.listen),
+            (
+                "timeouts.head",
+                self.timeouts.head != settings.timeouts.head,
+            ),
+            (
+                "timeouts.keepalive",
+                self.timeouts.keepalive != settings.timeouts.keepalive,
+            ),
+            ("limits.head_bytes", old.head_bytes != new.head_bytes),
+            ("limits.fields", old.fields != new.fields),
+            ("limits.connections", old.connections != new.connections),
+            (
+                "limits.connections_per_address",
+                old.connections_per_address != new.connections_per_address,
+            ),
+            (
+                "limits.pool_per_server",
+                old.pool_per_server != new.pool_per_server,
+            ),
+            ("access_log", self.access_log != settings.access_log),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+}
+
+/// The signals that the gateway acts on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    /// A reload was asked for while it was too early for one.
+    is_reload_due: bool,
+}
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            is_reload_due: false,
+        })
+    }
+
+    /// Waits for a signal. May be dropped; no signal is lost.
+    async fn next(&mut self) -> Wanted {
+        match std::mem::take(&mut self.is_reload_due) {
+            true => Wanted::Reload,
+            false => self.receive().await,
+        }
+    }
+
+    /// Waits for a signal to end; keeps one to reload for later.
+    async fn end(&mut self) {
+        while self.receive().await == Wanted::Reload {
+            self.is_reload_due = true;
+        }
+    }
+
+    async fn receive(&mut self) -> Wanted {
+        tokio::select! {
+            biased;
+            Some(()) = self.terminate.recv() => Wanted::End,
+            Some(()) = self.interrupt.recv() => Wanted::End,
+            Some(()) = self.hangup.recv() => Wanted::Reload,
+            else => pending().await,
+        }
+    }
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    End,
+    Reload,
+}
+
+async fn until(reload: Option<Reload>) {
+    match reload {
+        Some(reload) => sleep_until(reload.by).await,
+        None => pending().await,
+    }
+}
+
+/// Lets this process open as many files as the system allows it; warns if that is too few.
+fn raise_file_limit(limits: &Limits) {
+    let files = rlimit::Resource::NOFILE;
+    let allowed = files.get().and_then(|(soft, hard)| {
+        if soft < hard {
+            files.set(hard, hard)?;
+        }
+        Ok(hard)
+    });
+    let connections = limits.connections;
+    // Each device's connection may hold one to a server.
+    let wanted = (connections as u64) * 2 + FILES_BESIDE_CONNECTIONS;
+    match allowed {
+        Ok(allowed) if allowed >= wanted => {}
+        Ok(allowed) => say(format_args!(
+            "warning: this process may open {allowed} files, and limits.connections = \
+             {connections} may need {wanted}; raise the limit (LimitNOFILE={wanted} in the unit \
+             file, or ulimit -Hn {wanted}), or lower limits.connections"
+        )),
+        Err(error) => say(format_args!(
+            "warning: the limit of open files cannot be raised: {error}"
+        )),
+    }
+}
+
+/// Before the start a name that resolves is no news.
+fn tell_failures(events: &[Event]) {
+    for event in events {
+        if let Event::Failed { .. } = event {
+            say(format_args!("warning: {event}"));
+        }
+    }
+}
+
+/// Workers that the engine starts: one a core.
+fn cores(settings: &Settings) -> usize {
+    match settings.tuning.cores.len() {
+        0 => core_affinity::get_core_ids().map_or(1, |cores| cores.len()),
+        named => named,
+    }
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+/// Tells the operator. A standard error that nobody reads any more must not end a gateway.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "m2u: {line}");
+}

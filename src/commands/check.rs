@@ -4,7 +4,10 @@
 
 use std::process::ExitCode;
 
-use crate::config::{flags::ConfigArguments, problem::Summary, settings::Settings};
+use crate::{
+    config::{flags::ConfigArguments, problem::Summary, settings::Settings},
+    control::reload::Assembly,
+};
 
 /// Arguments of `m2u check`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +22,13 @@ pub fn execute(arguments: Arguments) -> ExitCode {
     match arguments.config.load() {
         Ok(settings) => {
             let file = arguments.config.config.display();
-            println!("{file}: fine: {}", inventory(&settings));
+            // What the file alone cannot tell: whether this system has what its servers need.
+            if let Err(error) = Assembly::default().adopt(&settings) {
+                eprintln!("{file}: {error}");
+                return ExitCode::FAILURE;
+            }
+            let (inventory, listeners) = (settings.inventory(), listeners(&settings));
+            println!("{file}: fine: {inventory}, {listeners}");
             ExitCode::SUCCESS
         }
         Err(problems) => {
@@ -29,22 +38,9 @@ pub fn execute(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn inventory(settings: &Settings) -> String {
-    let accounts = &settings.accounts;
-    let servers = accounts.iter().map(|account| account.servers.len()).sum();
-    let devices = accounts.iter().map(|account| account.devices.len()).sum();
-    [
-        counted(accounts.len(), "account"),
-        counted(servers, "server"),
-        counted(devices, "device"),
-        counted(settings.listen.len(), "listener"),
-    ]
-    .join(", ")
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        _ => format!("{count} {noun}s"),
+fn listeners(settings: &Settings) -> String {
+    match settings.listen.len() {
+        1 => "1 listener".to_owned(),
+        count => format!("{count} listeners"),
     }
 }

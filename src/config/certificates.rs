@@ -112,6 +112,7 @@ fn read_client(
         .ok()?;
     Some(ClientCertificate {
         path: chain_path.to_owned(),
+        key_path: key_path.to_owned(),
         chain,
         key: private,
     })

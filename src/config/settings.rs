@@ -30,6 +30,39 @@ pub struct Settings {
     pub tuning: Tuning,
 }
 
+impl Settings {
+    /// What there is to serve.
+    pub fn inventory(&self) -> Inventory {
+        let accounts = self.accounts.iter();
+        Inventory {
+            accounts: self.accounts.len(),
+            servers: accounts.clone().map(|account| account.servers.len()).sum(),
+            devices: accounts.map(|account| account.devices.len()).sum(),
+        }
+    }
+}
+
+/// How much there is to serve, for people: `1 account, 2 servers, 3 devices`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inventory {
+    /// Customers.
+    pub accounts: usize,
+    /// Destinations of all accounts.
+    pub servers: usize,
+    /// Devices of all accounts.
+    pub devices: usize,
+}
+
+impl fmt::Display for Inventory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = |count| if count == 1 { "" } else { "s" };
+        let (accounts, servers, devices) = (self.accounts, self.servers, self.devices);
+        write!(f, "{accounts} account{}, ", plural(accounts))?;
+        write!(f, "{servers} server{}, ", plural(servers))?;
+        write!(f, "{devices} device{}", plural(devices))
+    }
+}
+
 /// One socket that devices reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
@@ -298,6 +331,8 @@ impl fmt::Debug for Login {
 pub struct ClientCertificate {
     /// The file the chain came from, for messages.
     pub path: PathBuf,
+    /// The file the key came from, for messages.
+    pub key_path: PathBuf,
     /// Leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     /// Unencrypted key of the leaf.

@@ -38,9 +38,16 @@ impl RouteTable {
 
 impl FromIterator<Route> for RouteTable {
     fn from_iter<I: IntoIterator<Item = Route>>(routes: I) -> Self {
+        routes.into_iter().map(Arc::new).collect()
+    }
+}
+
+/// A table may share the routes that did not change with the one before it.
+impl FromIterator<Arc<Route>> for RouteTable {
+    fn from_iter<I: IntoIterator<Item = Arc<Route>>>(routes: I) -> Self {
         let keyed = routes
             .into_iter()
-            .map(|route| ((route.account, route.slot), Arc::new(route)));
+            .map(|route| ((route.account, route.slot), route));
         Self {
             routes: keyed.collect(),
         }

@@ -1,0 +1,94 @@
+//! Whose device an address is, and what is stamped on its requests.
+//!
+//! Asks the same tables as a request does, so that what is shown is what happens.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::effective;
+use crate::{
+    config::settings::{Account, Settings},
+    control::reload::Assembly,
+    snapshot::{
+        Snapshot,
+        identity::Identity,
+        route::{Route, Stamp},
+    },
+};
+
+/// What the answer is made of.
+pub(super) struct View<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) assembly: &'a Assembly,
+    pub(super) snapshot: &'a Snapshot,
+}
+
+impl View<'_> {
+    /// The device at `address`; `None` if there is none.
+    pub(super) fn render(&self, address: IpAddr) -> Option<String> {
+        let identity = self.snapshot.identities.resolve(address)?;
+        let account_ref = self.assembly.account_ref(identity.account)?;
+        let accounts = &self.settings.accounts;
+        let account = accounts.iter().find(|a| a.reference == account_ref)?;
+        let lease = lease(account, identity.name, address.to_canonical())?;
+        let mut out = format!(
+            "address  {address}\nlease    {lease}\naccount  {account_ref}\ndevice   {}\nserial   \
+             {}\n",
+            identity.name, identity.serial
+        );
+        if account.servers.is_empty() {
+            out.push_str("\nThe account has no server: every request is answered 404.\n");
+        }
+        for server in &account.servers {
+            let route = self
+                .snapshot
+                .routes
+                .resolve(identity.account, server.slot)?;
+            out.push_str(&format!("\n{} -> {}\n", server.slot, server.url));
+            for line in stamped(route, &identity).lines() {
+                out.push_str(&format!("    {line}\n"));
+            }
+        }
+        Some(out)
+    }
+}
+
+/// The network that speaks for the device at `address`.
+fn lease(account: &Account, name: &str, address: IpAddr) -> Option<String> {
+    let device = account.devices.iter().find(|device| device.name == name)?;
+    let networks = device.networks.iter();
+    let longest = networks
+        .filter(|network| network.contains(&address))
+        .max_by_key(|network| network.prefix_len())?;
+    let is_exact = longest.prefix_len() == longest.max_prefix_len();
+    let kind = if is_exact { "exact" } else { "longest prefix" };
+    Some(format!("{} ({kind})", shown(longest)))
+}
+
+fn shown(network: &IpNet) -> String {
+    effective::network(network)
+}
+
+/// The identity fields of a request to `route`.
+fn stamped(route: &Route, identity: &Identity<'_>) -> String {
+    let fields = match &route.stamp {
+        Stamp::Exposed { account_field } => [account_field, identity.fields].concat(),
+        Stamp::Concealed => {
+            b"X_Talk2M_Account:\r\nX_Talk2M_Device:\r\nX_Talk2M_SerialNumber:\r\n".to_vec()
+        }
+    };
+    // Values were checked to be UTF-8 where they entered.
+    let mut fields = String::from_utf8_lossy(&fields).into_owned();
+    if route.hyphen_aliases {
+        let aliases: Vec<_> = fields.lines().map(alias).collect();
+        fields.push_str(&aliases.join("\r\n"));
+    }
+    fields
+}
+
+/// The same field under the name that every server lets pass.
+fn alias(line: &str) -> String {
+    let (name, value) = line.split_once(':').unwrap_or((line, ""));
+    format!("{}:{value}", name.replace('_', "-"))
+}

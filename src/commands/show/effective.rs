@@ -1,0 +1,262 @@
+//! The settings in force as a configuration file, defaults and overrides filled in.
+//!
+//! What is printed is a configuration again. It shows no password and no key; paths are absolute,
+//! so that it may stand in any folder.
+
+use std::{
+    fmt::{Display, Write as _},
+    net::IpAddr,
+    path::{self, Path},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use crate::config::settings::{
+    Account, Device, Listen, LogFormat, OnFailure, Server, Settings, Timeouts, Tuning,
+};
+
+/// Stands where the configuration has a password.
+const HIDDEN: &str = "***";
+
+/// The settings, one a line.
+pub(super) fn render(settings: &Settings) -> String {
+    let mut out = String::from(
+        "# Settings in force: defaults, file and flags. Passwords are hidden; devices stand with \
+         their accounts,\n# wherever they were written.\n\n",
+    );
+    match &settings.domain {
+        Some(domain) => line(&mut out, "domain", quoted(domain)),
+        None => out.push_str("# domain is not set: bare names (m2u, m2u2, ...) only\n"),
+    }
+    out.push_str("listen = [\n");
+    for listen in &settings.listen {
+        out.push_str(&format!("    {},\n", listener(listen)));
+    }
+    out.push_str("]\n");
+    sections(&mut out, settings);
+    for account in &settings.accounts {
+        render_account(&mut out, account);
+    }
+    out.push('\n');
+    tuning(&mut out, &settings.tuning);
+    out
+}
+
+fn listener(listen: &Listen) -> String {
+    let Listen {
+        address,
+        slot,
+        proxy_protocol_from,
+    } = listen;
+    let peers = array(proxy_protocol_from.iter().map(network));
+    format!("{{ address = \"{address}\", slot = \"{slot}\", proxy_protocol_from = {peers} }}")
+}
+
+fn sections(out: &mut String, settings: &Settings) {
+    let Timeouts {
+        head,
+        body,
+        connect,
+        response,
+        keepalive,
+        pool,
+        drain,
+    } = settings.timeouts;
+    out.push_str("\n[timeouts]\n");
+    line(out, "head", duration(head));
+    line(out, "body", duration(body));
+    line(out, "connect", duration(connect));
+    line(out, "response", duration(response));
+    line(out, "keepalive", duration(keepalive));
+    line(out, "pool", duration(pool));
+    line(out, "drain", duration(drain));
+
+    let limits = &settings.limits;
+    out.push_str("\n[limits]\n");
+    line(out, "head_bytes", limits.head_bytes);
+    line(out, "fields", limits.fields);
+    line(out, "body_bytes", limits.body_bytes);
+    line(out, "connections", limits.connections);
+    line(
+        out,
+        "connections_per_address",
+        limits.connections_per_address,
+    );
+    line(out, "pool_per_server", limits.pool_per_server);
+
+    match &settings.access_log {
+        Some(log) => {
+            out.push_str("\n[access_log]\n");
+            let path = match log.path.as_path() {
+                standard_output if standard_output == Path::new("-") => quoted("-"),
+                file => absolute(file),
+            };
+            line(out, "path", path);
+            let format = match log.format {
+                LogFormat::Json => "json",
+                LogFormat::Text => "text",
+            };
+            line(out, "format", quoted(format));
+        }
+        None => out.push_str("\n# [access_log] is absent: exchanges are not logged\n"),
+    }
+
+    out.push_str("\n[upstream]\n");
+    let networks = array(settings.allow_networks.iter().map(network));
+    line(out, "allow_networks", networks);
+    out.push_str("# the gateway's own certificate stands with each server that it is shown to\n");
+}
+
+fn render_account(out: &mut String, account: &Account) {
+    out.push_str("\n[[account]]\n");
+    line(out, "ref", quoted(&account.reference));
+    line(out, "expose_identity", account.expose_identity);
+    for server in &account.servers {
+        render_server(out, server);
+    }
+    for device in &account.devices {
+        render_device(out, device);
+    }
+}
+
+fn render_server(out: &mut String, server: &Server) {
+    out.push_str("\n[[account.server]]\n");
+    line(out, "slot", format!("\"{}\"", server.slot));
+    line(out, "url", quoted(&server.url.to_string()));
+    if let Some(login) = &server.login {
+        let username = quoted(&login.username);
+        let login = format!("{{ username = {username}, password = \"{HIDDEN}\" }}");
+        line(out, "login", login);
+    }
+    if let Some(certificate) = &server.client_certificate {
+        line(out, "client_certificate", absolute(&certificate.path));
+        line(out, "client_key", absolute(&certificate.key_path));
+    }
+    if let Some(trust) = &server.trust {
+        line(out, "ca", absolute(&trust.path));
+    }
+    line(out, "hyphen_aliases", server.hyphen_aliases);
+    let on_failure = match server.on_failure {
+        OnFailure::Respond => "respond",
+        OnFailure::Close => "close",
+    };
+    line(out, "on_failure", quoted(on_failure));
+    if !server.addresses.is_empty() {
+        let addresses = server.addresses.iter();
+        line(out, "address", array(addresses.map(ToString::to_string)));
+    }
+    let Timeouts {
+        body,
+        connect,
+        response,
+        pool,
+        ..
+    } = server.timeouts;
+    let timeouts = format!(
+        "{{ body = {}, connect = {}, response = {}, pool = {} }}",
+        duration(body),
+        duration(connect),
+        duration(response),
+        duration(pool)
+    );
+    line(out, "timeouts", timeouts);
+    let limits = format!("{{ body_bytes = {} }}", server.body_bytes);
+    line(out, "limits", limits);
+}
+
+fn render_device(out: &mut String, device: &Device) {
+    out.push_str("\n[[account.device]]\n");
+    line(out, "name", quoted(&device.name));
+    line(out, "serial", quoted(&device.serial));
+    line(out, "address", array(device.networks.iter().map(network)));
+}
+
+/// The flags; they have no place in the file.
+fn tuning(out: &mut String, tuning: &Tuning) {
+    let cores: Vec<_> = tuning.cores.iter().map(ToString::to_string).collect();
+    let cores = match cores.is_empty() {
+        true => "every core m2u may use".to_owned(),
+        false => cores.join(","),
+    };
+    let switch = if tuning.defer_taskrun { "on" } else { "off" };
+    let nameserver = match tuning.nameserver {
+        Some(address) => address.to_string(),
+        None => "the system's".to_owned(),
+    };
+    out.push_str("# Tuning, which flags set:\n");
+    for (flag, value) in [
+        ("cores", cores),
+        ("ring-entries", tuning.ring_entries.to_string()),
+        ("defer-taskrun", switch.to_owned()),
+        ("relay-bytes", tuning.relay_bytes.to_string()),
+        ("pool-per-core", tuning.pool_per_core.to_string()),
+        ("nameserver", nameserver),
+    ] {
+        out.push_str(&format!("#   --{flag:<14} {value}\n"));
+    }
+}
+
+fn line(out: &mut String, key: &str, value: impl Display) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "{key} = {value}");
+}
+
+fn array(strings: impl Iterator<Item = String>) -> String {
+    let strings: Vec<_> = strings.map(|string| quoted(&string)).collect();
+    format!("[{}]", strings.join(", "))
+}
+
+/// A network as the file writes it: one address without its prefix length.
+pub(super) fn network(network: &IpNet) -> String {
+    match network.prefix_len() == network.max_prefix_len() {
+        true => IpAddr::to_string(&network.addr()),
+        false => network.to_string(),
+    }
+}
+
+/// The largest unit that leaves no fraction.
+fn duration(duration: Duration) -> String {
+    match duration.as_millis() {
+        ms if ms % 60_000 == 0 => format!("\"{}m\"", ms / 60_000),
+        ms if ms % 1_000 == 0 => format!("\"{}s\"", ms / 1_000),
+        ms => format!("\"{ms}ms\""),
+    }
+}
+
+fn absolute(path: &Path) -> String {
+    let path = path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    quoted(&path.display().to_string())
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_the_largest_unit_that_fits() {
+        for (ms, shown) in [
+            (250, "\"250ms\""),
+            (1_000, "\"1s\""),
+            (75_000, "\"75s\""),
+            (120_000, "\"2m\""),
+            (60_001, "\"60001ms\""),
+        ] {
+            assert_eq!(duration(Duration::from_millis(ms)), shown);
+        }
+    }
+
+    #[test]
+    fn strings_stay_one_toml_value() {
+        for text in ["plain", "it's \"quoted\"", "back\\slash", "é", "'''"] {
+            let document = format!("a = {}", quoted(text));
+            let parsed: toml::Table = document.parse().expect(&document);
+            assert_eq!(parsed["a"].as_str(), Some(text));
+            assert_eq!(document.lines().count(), 1);
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! Settings and addresses -> snapshots. Opens no socket, publishes nothing by itself.
+//!
+//! Numbers of accounts and pools and TLS configurations live on from one snapshot to the next, so
+//! that a reload closes no connection that it need not close. Between two reloads everything that
+//! no new address concerns is shared.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use hashbrown::{HashMap, HashSet};
+use ipnet::IpNet;
+use rustls_pki_types::ServerName;
+
+use super::{
+    resolver::Resolver,
+    trust::{TrustError, TrustId, TrustStore},
+};
+use crate::{
+    config::settings::{Account, Login, OnFailure, Scheme, Server, Settings, Slot, Timeouts},
+    snapshot::{
+        Snapshot,
+        identity::{IdentityTable, Occupied},
+        route::{AccountId, PoolId, Route, RouteTable, Secret, Stamp, Upstream, UpstreamTls},
+    },
+};
+
+/// Makes snapshots, and remembers what must stay the same between them.
+#[derive(Debug, Default)]
+pub struct Assembly {
+    trusts: TrustStore,
+    accounts: HashMap<String, AccountId>,
+    pools: HashMap<PoolKey, PoolId>,
+    pool_next: u32,
+    plan: Plan,
+}
+
+/// Why settings that were read without a problem cannot be put to use.
+#[derive(Debug)]
+pub enum ReloadError {
+    /// A server's TLS configuration cannot be made.
+    Trust(TrustError),
+    /// A server's URL has a host that no certificate could bear.
+    Host(String),
+    /// Two devices have the same network.
+    Occupied(IpNet),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Trust(error) => error.fmt(f),
+            Self::Host(host) => write!(f, "{host:?} is no name that a certificate could bear"),
+            Self::Occupied(network) => write!(f, "{network} belongs to two devices"),
+        }
+    }
+}
+
+impl std::error::Error for ReloadError {}
+
+impl From<TrustError> for ReloadError {
+    fn from(error: TrustError) -> Self {
+        Self::Trust(error)
+    }
+}
+
+/// What makes two connections different; equal keys share their connections.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PoolKey {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+    /// The configured addresses; empty: the host's own.
+    fixed: Vec<SocketAddr>,
+    trust: Option<TrustId>,
+}
+
+/// The settings in use, with everything rendered but the addresses of names.
+#[derive(Debug, Default)]
+struct Plan {
+    identities: Arc<IdentityTable>,
+    domain: Box<str>,
+    allow_networks: Box<[IpNet]>,
+    upstreams: Vec<UpstreamPlan>,
+    routes: Vec<RoutePlan>,
+    /// A snapshot has been made of it.
+    is_rendered: bool,
+}
+
+#[derive(Debug)]
+struct UpstreamPlan {
+    pool: PoolId,
+    scheme: Scheme,
+    host: Box<str>,
+    port: u16,
+    source: Source,
+    tls: Option<UpstreamTls>,
+    /// As published last.
+    current: Option<Arc<Upstream>>,
+}
+
+/// Where an upstream's addresses come from.
+#[derive(Debug)]
+enum Source {
+    Fixed(Arc<[SocketAddr]>),
+    Name,
+}
+
+#[derive(Debug)]
+struct RoutePlan {
+    account: AccountId,
+    account_ref: Box<str>,
+    slot: Slot,
+    /// Index among the plan's upstreams.
+    upstream: usize,
+    host_field: Box<[u8]>,
+    base_path: Box<[u8]>,
+    stamp: Stamp,
+    hyphen_aliases: bool,
+    authorization: Option<Secret>,
+    on_failure: OnFailure,
+    timeouts: Timeouts,
+    body_bytes_max: u64,
+    /// As published last.
+    current: Option<Arc<Route>>,
+}
+
+impl Assembly {
+    /// Puts `settings` in the place of those before. The next snapshot is made of them.
+    ///
+    /// # Errors
+    /// They cannot be put to use; then those before stay in force.
+    pub fn adopt(&mut self, settings: &Settings) -> Result<(), ReloadError> {
+        // The operator may have renewed the system's roots since they were read.
+        self.trusts.forget_system_roots();
+        let mut plan = Plan {
+            domain: settings.domain.as_deref().unwrap_or_default().into(),
+            allow_networks: settings.allow_networks.clone().into(),
+            ..Plan::default()
+        };
+        let mut identities = IdentityTable::default();
+        let mut planned = HashMap::new();
+        for account in &settings.accounts {
+            let id = self.account(&account.reference);
+            for device in &account.devices {
+                for network in &device.networks {
+                    identities
+                        .insert(*network, id, &device.name, &device.serial)
+                        .map_err(|Occupied| ReloadError::Occupied(*network))?;
+                }
+            }
+            for server in &account.servers {
+                let (key, tls) = self.key(server)?;
+                let upstream = match planned.get(&key) {
+                    Some(index) => *index,
+                    None => {
+                        let pool = self.pool(&key);
+                        plan.upstreams.push(UpstreamPlan::new(pool, &key, tls));
+                        planned.insert(key, plan.upstreams.len() - 1);
+                        plan.upstreams.len() - 1
+                    }
+                };
+                plan.routes
+                    .push(RoutePlan::new(id, account, server, upstream));
+            }
+        }
+        plan.identities = Arc::new(identities);
+        self.plan = plan;
+        self.pools.retain(|key, _| planned.contains_key(key));
+        let trusts: HashSet<TrustId> = planned.keys().filter_map(|key| key.trust).collect();
+        self.trusts.retain(&trusts);
+        Ok(())
+    }
+
+    /// The *ref* of the account with this number.
+    pub fn account_ref(&self, id: AccountId) -> Option<&str> {
+        let found = self.accounts.iter().find(|(_, known)| **known == id);
+        found.map(|(reference, _)| reference.as_str())
+    }
+
+    /// Names that must be resolved for the settings in use.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.plan
+            .upstreams
+            .iter()
+            .filter(|upstream| matches!(upstream.source, Source::Name))
+            .map(|upstream| &*upstream.host)
+    }
+
+    /// A snapshot of the settings in use with the addresses that `resolver` knows.
+    ///
+    /// `None`: nothing differs from the snapshot that was made last.
+    pub fn snapshot(&mut self, resolver: &Resolver) -> Option<Snapshot> {
+        let moved = self.plan.renew(resolver) | !self.plan.is_rendered;
+        moved.then(|| self.plan.render())
+    }
+
+    /// A snapshot of the settings in use with the addresses that `resolver` knows, in any case.
+    pub fn first_snapshot(&mut self, resolver: &Resolver) -> Snapshot {
+        self.plan.renew(resolver);
+        self.plan.render()
+    }
+
+    /// The number that an account keeps as long as this process lives.
+    fn account(&mut self, reference: &str) -> AccountId {
+        let next = AccountId(u32::try_from(self.accounts.len()).unwrap_or(u32::MAX));
+        *self.accounts.entry_ref(reference).or_insert(next)
+    }
+
+    /// The number that a set of connections keeps while it is in use; never given again.
+    fn pool(&mut self, key: &PoolKey) -> PoolId {
+        let next = &mut self.pool_next;
+        *self.pools.entry(key.clone()).or_insert_with(|| {
+            let pool = PoolId(*next);
+            *next += 1;
+            pool
+        })
+    }
+
+    fn key(&mut self, server: &Server) -> Result<(PoolKey, Option<UpstreamTls>), ReloadError> {
+        let url = &server.url;
+        let mut key = PoolKey {
+            scheme: url.scheme,
+            host: url.host.clone(),
+            port: url.port,
+            fixed: server.addresses.clone(),
+            trust: None,
+        };
+        if url.scheme == Scheme::Http {
+            return Ok((key, None));
+        }
+        let trusted = self
+            .trusts
+            .config(server.trust.as_deref(), server.client_certificate.as_ref())?;
+        key.trust = Some(trusted.id);
+        // An address is checked against IP SANs and never sent as SNI (RFC 6066 §3).
+        let name = ServerName::try_from(without_brackets(&url.host).to_owned())
+            .map_err(|_| ReloadError::Host(url.host.clone()))?;
+        let tls = UpstreamTls {
+            config: trusted.config,
+            name,
+        };
+        Ok((key, Some(tls)))
+    }
+}
+
+impl Plan {
+    /// Makes every route current; says whether any was not.
+    fn renew(&mut self, resolver: &Resolver) -> bool {
+        for upstream in &mut self.upstreams {
+            upstream.renew(resolver);
+        }
+        let mut moved = false;
+        for route in &mut self.routes {
+            let Some(upstream) = &self.upstreams[route.upstream].current else {
+                continue; // `renew` leaves none without.
+            };
+            let is_current = |route: &Arc<Route>| Arc::ptr_eq(&route.upstream, upstream);
+            if !route.current.as_ref().is_some_and(is_current) {
+                route.current = Some(Arc::new(route.build(upstream)));
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    fn render(&mut self) -> Snapshot {
+        self.is_rendered = true;
+        let routes = self.routes.iter();
+        let routes: RouteTable = routes.filter_map(|route| route.current.clone()).collect();
+        Snapshot {
+            identities: Arc::clone(&self.identities),
+            routes: Arc::new(routes),
+            domain: self.domain.clone(),
+            allow_networks: self.allow_networks.clone(),
+        }
+    }
+}
+
+impl UpstreamPlan {
+    fn new(pool: PoolId, key: &PoolKey, tls: Option<UpstreamTls>) -> Self {
+        let literal: Option<IpAddr> = without_brackets(&key.host).parse().ok();
+        let source = match (key.fixed.as_slice(), literal) {
+            ([], Some(address)) => {
+                Source::Fixed(Arc::new([SocketAddr::new(address, key.port)]) as Arc<_>)
+            }
+            ([], None) => Source::Name,
+            (fixed, _) => Source::Fixed(fixed.into()),
+        };
+        Self {
+            pool,
+            scheme: key.scheme,
+            host: key.host.as_str().into(),
+            port: key.port,
+            source,
+            tls,
+            current: None,
+        }
+    }
+
+    /// Makes `current` what `resolver` knows now; leaves it alone if that is what it says.
+    fn renew(&mut self, resolver: &Resolver) {
+        let (addresses, unresolved) = match &self.source {
+            Source::Fixed(addresses) => (Arc::clone(addresses), None),
+            Source::Name => {
+                let known = resolver.resolution(&self.host);
+                let sockets = known.addresses.iter();
+                let addresses = sockets.map(|ip| SocketAddr::new(*ip, self.port)).collect();
+                (addresses, known.unresolved)
+            }
+        };
+        let is_current = |upstream: &Arc<Upstream>| {
+            upstream.addresses == addresses
+                && upstream.unresolved.as_deref() == unresolved.as_deref()
+        };
+        if self.current.as_ref().is_some_and(is_current) {
+            return;
+        }
+        self.current = Some(Arc::new(Upstream {
+            pool: self.pool,
+            scheme: self.scheme,
+            host: self.host.clone(),
+            port: self.port,
+            addresses,
+            unresolved: unresolved.as_deref().map(Box::from),
+            tls: self.tls.clone(),
+        }));
+    }
+}
+
+impl RoutePlan {
+    fn new(id: AccountId, account: &Account, server: &Server, upstream: usize) -> Self {
+        let stamp = match account.expose_identity {
+            true => Stamp::Exposed {
+                account_field: line("X_Talk2M_Account", &account.reference),
+            },
+            false => Stamp::Concealed,
+        };
+        Self {
+            account: id,
+            account_ref: account.reference.as_str().into(),
+            slot: server.slot,
+            upstream,
+            host_field: line("Host", &server.url.authority()),
+            base_path: server.url.base_path.as_bytes().into(),
+            stamp,
+            hyphen_aliases: server.hyphen_aliases,
+            authorization: server.login.as_ref().map(authorization),
+            on_failure: server.on_failure,
+            timeouts: server.timeouts,
+            body_bytes_max: server.body_bytes,
+            current: None,
+        }
+    }
+
+    fn build(&self, upstream: &Arc<Upstream>) -> Route {
+        Route {
+            account: self.account,
+            account_ref: self.account_ref.clone(),
+            slot: self.slot,
+            upstream: Arc::clone(upstream),
+            host_field: self.host_field.clone(),
+            base_path: self.base_path.clone(),
+            stamp: self.stamp.clone(),
+            hyphen_aliases: self.hyphen_aliases,
+            authorization: self.authorization.clone(),
+            on_failure: self.on_failure,
+            timeouts: self.timeouts,
+            body_bytes_max: self.body_bytes_max,
+        }
+    }
+}
+
+fn without_brackets(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn line(name: &str, value: &str) -> Box<[u8]> {
+    format!("{name}: {value}\r\n").into_bytes().into()
+}
+
+/// The Basic scheme's field (RFC 7617 §2), in UTF-8.
+fn authorization(login: &Login) -> Secret {
+    let pair = format!("{}:{}", login.username, login.password);
+    let line = format!("Authorization: Basic {}\r\n", BASE64_STANDARD.encode(pair));
+    Secret::new(line.into_bytes())
+}

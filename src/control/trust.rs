@@ -1,0 +1,256 @@
+//! Trust and client certificates of servers -> TLS configurations, one for each pair of them.
+//!
+//! Two servers with the same roots and the same client certificate share one configuration, and
+//! with it the session cache; two that differ in either never do. No byte of a key gets into a
+//! message.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+
+use hashbrown::{HashMap, HashSet};
+use rustls::{
+    ClientConfig, RootCertStore,
+    client::Resumption,
+    crypto::{CryptoProvider, aws_lc_rs},
+};
+use rustls_pki_types::CertificateDer;
+
+use crate::{
+    config::settings::{ClientCertificate, Trust},
+    limits,
+};
+
+/// The only protocol the gateway speaks to servers (RFC 7301 §6). It is offered so that a server
+/// which can do more never picks HTTP/2; a server without ALPN is fine.
+const PROTOCOL: &[u8] = b"http/1.1";
+
+/// Number of a (trust, client certificate) pair; never given to another pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TrustId(u32);
+
+/// The TLS configuration of a pair.
+#[derive(Debug, Clone)]
+pub struct Trusted {
+    /// Which pair.
+    pub id: TrustId,
+    /// Shared by every server of the pair and by all cores.
+    pub config: Arc<ClientConfig>,
+}
+
+/// Every TLS configuration in use, by value of what makes it.
+#[derive(Debug)]
+pub struct TrustStore {
+    provider: Arc<CryptoProvider>,
+    roots: HashMap<Vec<CertificateDer<'static>>, Roots>,
+    /// The system's roots, once some server needed them.
+    system: Option<Roots>,
+    configs: HashMap<Pair, Trusted>,
+    roots_next: u32,
+    trust_next: u32,
+}
+
+/// One set of roots.
+#[derive(Debug, Clone)]
+struct Roots {
+    id: u32,
+    store: Arc<RootCertStore>,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Pair {
+    roots: u32,
+    client: Option<Shown>,
+}
+
+/// A client certificate that is compared by what it holds, not by where it was read.
+#[derive(Debug)]
+struct Shown(Arc<ClientCertificate>);
+
+impl PartialEq for Shown {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+            || (self.0.chain == other.0.chain && self.0.key == other.0.key)
+    }
+}
+
+impl Eq for Shown {}
+
+impl Hash for Shown {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.chain.hash(state);
+    }
+}
+
+/// Why there is no TLS configuration.
+#[derive(Debug)]
+pub enum TrustError {
+    /// The system has no root certificates.
+    NoSystemRoots {
+        /// What went wrong first while they were looked for.
+        cause: Option<String>,
+    },
+    /// rustls refused the pair that the configuration check had let pass.
+    Refused {
+        /// The client certificate's file.
+        certificate: Option<String>,
+        /// What rustls says.
+        error: rustls::Error,
+    },
+}
+
+impl fmt::Display for TrustError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSystemRoots { cause } => {
+                f.write_str("this system has no root certificates")?;
+                if let Some(cause) = cause {
+                    write!(f, " ({cause})")?;
+                }
+                f.write_str(
+                    ", and a server without its own ca needs them; install them: apt install \
+                     ca-certificates",
+                )
+            }
+            Self::Refused { certificate, error } => match certificate {
+                Some(path) => write!(f, "the client certificate in \"{path}\" is unfit: {error}"),
+                None => write!(f, "TLS cannot be set up: {error}"),
+            },
+        }
+    }
+}
+
+impl std::error::Error for TrustError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NoSystemRoots { .. } => None,
+            Self::Refused { error, .. } => Some(error),
+        }
+    }
+}
+
+impl Default for TrustStore {
+    fn default() -> Self {
+        Self {
+            provider: Arc::new(aws_lc_rs::default_provider()),
+            roots: HashMap::new(),
+            system: None,
+            configs: HashMap::new(),
+            roots_next: 0,
+            trust_next: 0,
+        }
+    }
+}
+
+impl TrustStore {
+    /// The configuration of a pair; `None` trusts the system's roots, or shows no certificate.
+    ///
+    /// # Errors
+    /// There are no system roots although they are needed, or rustls refuses the pair.
+    pub fn config(
+        &mut self,
+        trust: Option<&Trust>,
+        client: Option<&Arc<ClientCertificate>>,
+    ) -> Result<Trusted, TrustError> {
+        let roots = match trust {
+            Some(trust) => self.own_roots(trust),
+            None => self.system_roots()?,
+        };
+        let pair = Pair {
+            roots: roots.id,
+            client: client.map(|certificate| Shown(Arc::clone(certificate))),
+        };
+        if let Some(known) = self.configs.get(&pair) {
+            return Ok(known.clone());
+        }
+        let config = self.build(roots.store, client)?;
+        let trusted = Trusted {
+            id: TrustId(self.trust_next),
+            config: Arc::new(config),
+        };
+        self.trust_next += 1;
+        self.configs.insert(pair, trusted.clone());
+        Ok(trusted)
+    }
+
+    /// Has the system's roots read again when they are needed next. Unchanged roots keep their
+    /// configurations.
+    pub fn forget_system_roots(&mut self) {
+        self.system = None;
+    }
+
+    /// Drops every pair that is not among `used`.
+    pub fn retain(&mut self, used: &HashSet<TrustId>) {
+        self.configs.retain(|_, trusted| used.contains(&trusted.id));
+        let needed: HashSet<u32> = self.configs.keys().map(|pair| pair.roots).collect();
+        self.roots.retain(|_, roots| needed.contains(&roots.id));
+        // Its number is gone from the table, so the next use must enter it there again.
+        self.system = self
+            .system
+            .take()
+            .filter(|roots| needed.contains(&roots.id));
+    }
+
+    fn build(
+        &self,
+        roots: Arc<RootCertStore>,
+        client: Option<&Arc<ClientCertificate>>,
+    ) -> Result<ClientConfig, TrustError> {
+        let refused = |error| TrustError::Refused {
+            certificate: client.map(|client| client.path.display().to_string()),
+            error,
+        };
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(refused)?
+            .with_root_certificates(roots);
+        let mut config = match client {
+            Some(client) => builder
+                .with_client_auth_cert(client.chain.clone(), client.key.clone_key())
+                .map_err(refused)?,
+            None => builder.with_no_client_auth(),
+        };
+        config.resumption = Resumption::in_memory_sessions(limits::TLS_SESSIONS_MAX);
+        config.max_fragment_size = Some(limits::TLS_RECORD_BYTES);
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(config)
+    }
+
+    fn own_roots(&mut self, trust: &Trust) -> Roots {
+        self.intern(trust.roots.clone())
+    }
+
+    fn system_roots(&mut self) -> Result<Roots, TrustError> {
+        if let Some(roots) = &self.system {
+            return Ok(roots.clone());
+        }
+        let found = rustls_native_certs::load_native_certs();
+        let roots = self.intern(found.certs);
+        if roots.store.is_empty() {
+            let cause = found.errors.first().map(ToString::to_string);
+            return Err(TrustError::NoSystemRoots { cause });
+        }
+        self.system = Some(roots.clone());
+        Ok(roots)
+    }
+
+    fn intern(&mut self, mut certificates: Vec<CertificateDer<'static>>) -> Roots {
+        certificates.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        certificates.dedup();
+        if let Some(known) = self.roots.get(&certificates) {
+            return known.clone();
+        }
+        let mut store = RootCertStore::empty();
+        // A system's bundle may hold roots that webpki cannot read; a server's own were checked.
+        store.add_parsable_certificates(certificates.iter().cloned());
+        let roots = Roots {
+            id: self.roots_next,
+            store: Arc::new(store),
+        };
+        self.roots_next += 1;
+        self.roots.insert(certificates, roots.clone());
+        roots
+    }
+}
