@@ -1,0 +1,137 @@
+//! Certificates made for one test: an authority, and what it signs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
+};
+use tempfile::TempDir;
+
+/// A certification authority with a folder for what it signs.
+pub struct Authority {
+    dir: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+    der: CertificateDer<'static>,
+}
+
+/// A certificate and its key, as files and as bytes.
+pub struct Leaf {
+    pub pem: PathBuf,
+    pub key: PathBuf,
+    der: CertificateDer<'static>,
+    key_der: Vec<u8>,
+}
+
+/// How long a certificate is valid.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Validity {
+    Current,
+    Expired,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
+        let der = certificate.der().clone();
+        Self {
+            dir,
+            issuer: Issuer::new(params, key),
+            der,
+        }
+    }
+
+    /// The authority's own certificate.
+    pub fn pem(&self) -> PathBuf {
+        self.path("ca.pem")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A certificate for a server of these names or addresses.
+    pub fn server(&self, names: &[&str], validity: Validity) -> Leaf {
+        self.sign(names.first().unwrap(), names, validity)
+    }
+
+    /// A certificate that a client shows.
+    pub fn client(&self, common_name: &str) -> Leaf {
+        self.sign(common_name, &[], Validity::Current)
+    }
+
+    fn sign(&self, common_name: &str, names: &[&str], validity: Validity) -> Leaf {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, common_name);
+        if validity == Validity::Expired {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let file = common_name.replace(['.', ':', '*'], "_");
+        let leaf = Leaf {
+            pem: self.path(&format!("{file}.pem")),
+            key: self.path(&format!("{file}.key")),
+            der: certificate.der().clone(),
+            key_der: key.serialize_der(),
+        };
+        fs::write(&leaf.pem, certificate.pem()).unwrap();
+        fs::write(&leaf.key, key.serialize_pem()).unwrap();
+        leaf
+    }
+
+    /// What a server that shows `leaf` speaks TLS with; one that demands certificates trusts those
+    /// of `clients`.
+    pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(rustls::ALL_VERSIONS)
+            .unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(authority.der.clone()).unwrap();
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        Arc::new(
+            builder
+                .with_single_cert(vec![leaf.der.clone()], leaf.private_key())
+                .unwrap(),
+        )
+    }
+}
+
+impl Leaf {
+    fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key_der.clone()))
+    }
+}
+
+/// A path as a TOML string.
+pub fn quoted(path: &Path) -> String {
+    format!("{:?}", path.to_str().unwrap())
+}

@@ -1,0 +1,93 @@
+//! A scripted device: raw bytes from a chosen loopback address.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+};
+
+use socket2::{Domain, Socket, Type};
+
+use super::{
+    PATIENCE,
+    wire::{self, Message},
+};
+
+/// A connection from a device to the gateway.
+pub struct Device {
+    stream: TcpStream,
+}
+
+impl Device {
+    /// Connects from `source`, an address of the loopback range.
+    pub fn connect(source: &str, gateway: SocketAddr) -> Self {
+        let source: IpAddr = source.parse().unwrap();
+        let socket = Socket::new(Domain::for_address(gateway), Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+        socket.connect(&gateway.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream }
+    }
+
+    /// Sends all of `bytes`; a gateway that has ended the connection fails the test.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Sends what the gateway takes; it may have ended the connection.
+    pub fn send_if_wanted(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// The next answer, interim ones included.
+    pub fn receive(&mut self) -> Message {
+        self.receive_answer(false).expect("an answer")
+    }
+
+    /// The answer to a `HEAD` request.
+    pub fn receive_head(&mut self) -> Message {
+        self.receive_answer(true).expect("an answer")
+    }
+
+    /// The next answer, or what came instead.
+    pub fn receive_answer(&mut self, to_head: bool) -> io::Result<Message> {
+        let mut answer = wire::read_head(&mut self.stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        wire::read_response_body(&mut self.stream, &mut answer, to_head)?;
+        Ok(answer)
+    }
+
+    /// Sends a request and reads its answer.
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
+        self.send(request);
+        self.receive()
+    }
+
+    /// Everything up to the end of the connection.
+    pub fn receive_rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest)?;
+        Ok(rest)
+    }
+
+    /// Whether the gateway has ended the connection in an orderly way, with nothing more to read.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
+    /// Says that no more bytes will come.
+    pub fn finish(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// The socket itself.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+/// Asks one question on a connection of its own.
+pub fn ask(source: &str, gateway: SocketAddr, request: impl AsRef<[u8]>) -> Message {
+    Device::connect(source, gateway).ask(request)
+}

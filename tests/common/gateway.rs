@@ -1,0 +1,217 @@
+//! The gateway as a process of its own, configured by a file as an operator would write it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+};
+
+use tempfile::TempDir;
+
+use super::wait_until;
+
+/// A running gateway.
+pub struct Gateway {
+    child: Child,
+    dir: TempDir,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// The beginning of most configurations: one listener, and leave to forward to the loopback range.
+pub const PREAMBLE: &str = "domain = \"talk2m.com\"\n\
+    listen = [\"127.0.0.1:0\"]\n\
+    [upstream]\n\
+    allow_networks = [\"127.0.0.0/8\"]\n";
+
+/// An account with one server at `url`, and two devices that no other account has.
+pub fn acme(url: &str) -> String {
+    account(
+        "acme",
+        &server("m2u", url),
+        &[("press-07", "127.0.0.7"), ("press-08", "127.0.0.8")],
+    )
+}
+
+/// A server of an account.
+pub fn server(slot: &str, url: &str) -> String {
+    format!("[[account.server]]\nslot = \"{slot}\"\nurl = \"{url}\"\n")
+}
+
+/// An account whose devices have serial numbers made of their names.
+pub fn account(reference: &str, servers: &str, devices: &[(&str, &str)]) -> String {
+    let mut text = format!("[[account]]\nref = \"{reference}\"\n{servers}");
+    for (name, address) in devices {
+        text.push_str(&format!(
+            "[[account.device]]\nname = \"{name}\"\nserial = \"{name}-serial\"\n\
+             address = [\"{address}\"]\n"
+        ));
+    }
+    text
+}
+
+impl Gateway {
+    /// Starts with this configuration and waits until every core serves.
+    pub fn start(config: &str) -> Self {
+        Self::start_with(config, &[])
+    }
+
+    /// Starts with the usual preamble.
+    pub fn with(accounts: &str) -> Self {
+        Self::start(&format!("{PREAMBLE}{accounts}"))
+    }
+
+    /// Starts with flags after the configuration.
+    pub fn start_with(config: &str, flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m2u.toml");
+        fs::write(&path, config).unwrap();
+        let mut child = command()
+            .arg("run")
+            .arg("--config")
+            .arg(&path)
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let reader = {
+            let (log, lines) = (
+                Arc::clone(&log),
+                BufReader::new(child.stderr.take().unwrap()),
+            );
+            thread::spawn(move || {
+                for line in lines.lines().map_while(Result::ok) {
+                    let mut log = log.lock().unwrap();
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            })
+        };
+        let mut gateway = Self {
+            child,
+            dir,
+            log,
+            reader: Some(reader),
+            addresses: Vec::new(),
+        };
+        gateway.wait_for_log("m2u: ready");
+        gateway.addresses = gateway
+            .log()
+            .lines()
+            .filter_map(|line| line.strip_prefix("m2u: listening on "))
+            .filter_map(|rest| rest.split(' ').next()?.parse().ok())
+            .collect();
+        gateway
+    }
+
+    /// The first listener.
+    pub fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// All listeners, in the file's order.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until it has said `text`.
+    pub fn wait_for_log(&mut self, text: &str) {
+        let (child, log) = (&mut self.child, &self.log);
+        wait_until(text, || {
+            if log.lock().unwrap().contains(text) {
+                return true;
+            }
+            let ended = child.try_wait().unwrap();
+            assert!(
+                ended.is_none(),
+                "m2u ended with {ended:?}:\n{}",
+                log.lock().unwrap()
+            );
+            false
+        });
+    }
+
+    /// The folder of the configuration.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let id = self.id().to_string();
+        let status = Command::new("kill")
+            .args(["-s", name, &id])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        let child = &mut self.child;
+        wait_until("m2u to end", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        status.unwrap()
+    }
+
+    /// Ends it as an operator would; it must agree, and must not have met a fault of its own.
+    pub fn stop(mut self) -> String {
+        self.signal("TERM");
+        let status = self.wait();
+        let log = self.log();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(!log.contains("panicked"), "{log}");
+        log
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("m2u said:\n{}", self.log());
+        }
+    }
+}
+
+/// The program, without arguments.
+pub fn command() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_m2u"))
+}
+
+/// Runs a subcommand over a configuration to its end.
+pub fn run_to_end(config: &str, arguments: &[&str]) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m2u.toml");
+    fs::write(&path, config).unwrap();
+    command()
+        .args(arguments)
+        .arg("--config")
+        .arg(&path)
+        .output()
+        .unwrap()
+}

@@ -1,0 +1,32 @@
+//! What the tests share: the gateway as a process, devices and servers as scripts, certificates.
+//!
+//! Waits for conditions with a bound, never for a time; every process is ended by its id; nothing
+//! leaves the loopback range.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a part of each test"
+)]
+
+pub mod certificates;
+pub mod device;
+pub mod gateway;
+pub mod upstream;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test says that it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `done`; fails the test, naming `what`, if that takes too long.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "still waiting for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
