@@ -44,11 +44,11 @@ pub struct Resolver {
 }
 
 /// What is known of a name's addresses.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
     /// In the order to try them; empty while the name has never been resolved.
     pub addresses: Arc<[IpAddr]>,
-    /// Why there are none.
+    /// Why there are none; `None` if there are some.
     pub unresolved: Option<Arc<str>>,
 }
 
@@ -131,7 +131,7 @@ impl Resolver {
     pub fn resolution(&self, host: &str) -> Resolution {
         match self.names.get(host) {
             Some(known) => known.resolution(),
-            None => Resolution::default(),
+            None => Known::default().resolution(),
         }
     }
 
@@ -534,5 +534,377 @@ fn refusal(error: &NetError) -> Answer {
         }
         NetError::Timeout => Answer::Failed("no name server answered in time".into()),
         error => Answer::Failed(format!("no name server could be asked: {error}").into()),
+    }
+}
+
+#[cfg(test)]
+impl Resolver {
+    /// As if a lookup of `host` had just brought `addresses`.
+    pub(super) fn pretend(&mut self, host: &str, addresses: &[IpAddr]) {
+        let known = self.names.get_mut(host).expect("a name that is followed");
+        known.addresses = addresses.into();
+        known.asked = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::UdpSocket,
+        sync::{Mutex, PoisonError},
+        thread::{self, JoinHandle},
+    };
+
+    use hickory_proto::{
+        op::Message,
+        rr::{RData, Record},
+    };
+
+    use super::*;
+
+    const HOST: &str = "ingest.acme.example";
+    const TTL_SECONDS: u32 = 30;
+
+    /// A name server on a loopback port, with answers that a test may change.
+    struct NameServer {
+        address: SocketAddr,
+        zone: Arc<Mutex<Zone>>,
+        thread: Option<JoinHandle<()>>,
+    }
+
+    #[derive(Default)]
+    struct Zone {
+        addresses: Vec<IpAddr>,
+        /// Answered in place of addresses.
+        fault: Option<ResponseCode>,
+        questions: usize,
+        is_over: bool,
+    }
+
+    impl NameServer {
+        fn start(addresses: &[&str]) -> Self {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a loopback port");
+            let address = socket.local_addr().expect("an address");
+            let zone = Arc::new(Mutex::new(Zone::default()));
+            let shared = Arc::clone(&zone);
+            let thread = thread::spawn(move || answer_all(&socket, &shared));
+            let server = Self {
+                address,
+                zone,
+                thread: Some(thread),
+            };
+            server.set(addresses, None);
+            server
+        }
+
+        fn set(&self, addresses: &[&str], fault: Option<ResponseCode>) {
+            let mut zone = self.zone();
+            zone.addresses = ips(addresses);
+            zone.fault = fault;
+        }
+
+        fn zone(&self) -> std::sync::MutexGuard<'_, Zone> {
+            self.zone.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    impl Drop for NameServer {
+        fn drop(&mut self) {
+            self.zone().is_over = true;
+            let waker = UdpSocket::bind("127.0.0.1:0").expect("a loopback port");
+            waker.send_to(&[], self.address).expect("loopback is there");
+            let thread = self.thread.take().expect("a thread, once");
+            thread.join().expect("the name server did not panic");
+        }
+    }
+
+    fn answer_all(socket: &UdpSocket, zone: &Mutex<Zone>) {
+        let mut buffer = [0; 4_096];
+        loop {
+            let (count, from) = socket.recv_from(&mut buffer).expect("a datagram");
+            let mut zone = zone.lock().unwrap_or_else(PoisonError::into_inner);
+            if zone.is_over {
+                return;
+            }
+            let question = Message::from_vec(&buffer[..count]).expect("a question");
+            zone.questions += 1;
+            let query = question.queries[0].clone();
+            let mut response = Message::response(question.metadata.id, question.metadata.op_code);
+            response.add_query(query.clone());
+            match zone.fault {
+                Some(code) => response.metadata.response_code = code,
+                None => {
+                    let wanted =
+                        |ip: &&IpAddr| ip.is_ipv6() == (query.query_type() == RecordType::AAAA);
+                    let record = |ip: &IpAddr| {
+                        Record::from_rdata(query.name().clone(), TTL_SECONDS, RData::from(*ip))
+                    };
+                    response.add_answers(zone.addresses.iter().filter(wanted).map(record));
+                }
+            }
+            let bytes = response.to_vec().expect("an answer");
+            socket.send_to(&bytes, from).expect("loopback is there");
+        }
+    }
+
+    fn ips(addresses: &[&str]) -> Vec<IpAddr> {
+        let parsed = addresses.iter().map(|text| text.parse().expect(text));
+        parsed.collect()
+    }
+
+    fn resolver(server: &NameServer, hosts: &str) -> (Resolver, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), hosts).expect("a file");
+        let mut system = System::new(Some(server.address));
+        system.hosts_path = file.path().to_owned();
+        (Resolver::with_system(system), file)
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(test);
+    }
+
+    /// Makes every name due now, as if its time had passed.
+    fn expire(resolver: &mut Resolver) {
+        let now = Instant::now();
+        let due = std::mem::take(&mut resolver.due);
+        resolver.due = due.into_iter().map(|(_, host)| (now, host)).collect();
+    }
+
+    fn resolved(addresses: &[&str]) -> Event {
+        Event::Resolved {
+            host: HOST.into(),
+            addresses: ips(addresses).into(),
+        }
+    }
+
+    #[test]
+    fn both_families_are_asked_for_and_take_turns() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            assert!(!resolver.is_settled());
+            assert!(resolver.resolution(HOST).unresolved.is_some());
+            let expected = ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"];
+            assert_eq!(resolver.events().await, [resolved(&expected)]);
+            assert!(resolver.is_settled());
+            assert_eq!(*resolver.resolution(HOST).addresses, *ips(&expected));
+            assert_eq!(resolver.resolution(HOST).unresolved, None);
+            let (due, _) = resolver.due.first().expect("a refresh is planned");
+            let wait = *due - Instant::now();
+            assert!(wait <= Duration::from_secs(TTL_SECONDS.into()));
+            assert!(wait > limits::DNS_TTL_FLOOR, "{wait:?}");
+        });
+    }
+
+    #[test]
+    fn new_answers_take_the_place_of_old_ones() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            resolver.events().await;
+            server.set(&["192.0.2.9", "2001:db8::9"], None);
+            expire(&mut resolver);
+            let expected = ["2001:db8::9", "192.0.2.9"];
+            assert_eq!(resolver.events().await, [resolved(&expected)]);
+        });
+    }
+
+    #[test]
+    fn the_last_good_answer_outlives_ill_name_servers() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            resolver.events().await;
+            for fault in [ResponseCode::ServFail, ResponseCode::NXDomain] {
+                server.set(&[], Some(fault));
+                expire(&mut resolver);
+                let events = resolver.events().await;
+                assert!(
+                    matches!(events[..], [Event::Failed { kept: 1, .. }]),
+                    "{events:?}"
+                );
+                let known = resolver.resolution(HOST);
+                assert_eq!(*known.addresses, *ips(&["192.0.2.1"]));
+                assert_eq!(known.unresolved, None);
+                let (due, _) = resolver.due.first().expect("another try is planned");
+                assert!(*due <= Instant::now() + limits::DNS_RETRY_FLOOR);
+                server.set(&["192.0.2.1"], None);
+                expire(&mut resolver);
+                assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_name_that_never_resolved_says_why() {
+        run(async {
+            let server = NameServer::start(&[]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            server.set(&[], Some(ResponseCode::NXDomain));
+            resolver.follow([HOST]);
+            let events = resolver.events().await;
+            let told = events[0].to_string();
+            assert_eq!(
+                told,
+                "ingest.acme.example cannot be resolved: the name does not exist; devices get 502 \
+                 until it can"
+            );
+            let known = resolver.resolution(HOST);
+            assert!(known.addresses.is_empty());
+            assert_eq!(known.unresolved.as_deref(), Some("the name does not exist"));
+            assert!(resolver.is_settled());
+        });
+    }
+
+    #[test]
+    fn the_hosts_file_comes_first_for_both_families_and_is_read_afresh() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1", "2001:db8::1"]);
+            let (mut resolver, hosts) = resolver(&server, "10.0.0.5 other Ingest.ACME.example\n");
+            resolver.follow([HOST]);
+            assert_eq!(resolver.events().await, [resolved(&["10.0.0.5"])]);
+            assert_eq!(server.zone().questions, 0);
+            fs::write(hosts.path(), "10.0.0.6 ingest.acme.example\n").expect("a file");
+            expire(&mut resolver);
+            assert_eq!(resolver.events().await, [resolved(&["10.0.0.6"])]);
+            fs::write(hosts.path(), "").expect("a file");
+            expire(&mut resolver);
+            let from_server = resolved(&["2001:db8::1", "192.0.2.1"]);
+            assert_eq!(resolver.events().await, [from_server]);
+        });
+    }
+
+    #[test]
+    fn more_names_than_lookups_at_a_time_are_all_resolved() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            let count = limits::DNS_LOOKUPS_MAX * 3;
+            let hosts: Vec<_> = (0..count).map(|n| format!("h{n}.example")).collect();
+            resolver.follow(hosts.iter().map(String::as_str));
+            while !resolver.is_settled() {
+                resolver.events().await;
+                assert!(resolver.lookups.len() <= limits::DNS_LOOKUPS_MAX);
+            }
+            for host in &hosts {
+                assert_eq!(*resolver.resolution(host).addresses, *ips(&["192.0.2.1"]));
+            }
+        });
+    }
+
+    #[test]
+    fn a_name_that_is_given_up_is_forgotten_and_the_others_are_kept() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST, "b.example"]);
+            while !resolver.is_settled() {
+                resolver.events().await;
+            }
+            let questions = server.zone().questions;
+            resolver.follow([HOST]);
+            assert!(resolver.is_settled());
+            assert_eq!(resolver.resolution(HOST).addresses.len(), 1);
+            assert!(resolver.resolution("b.example").addresses.is_empty());
+            assert!(resolver.resolution("b.example").unresolved.is_some());
+            assert_eq!(resolver.due.len(), 1);
+            assert_eq!(server.zone().questions, questions);
+        });
+    }
+
+    fn found(addresses: &[&str]) -> Answer {
+        Answer::Found(ips(addresses))
+    }
+
+    fn answers(v6: Answer, v4: Answer) -> Answers {
+        let ttl = Duration::from_secs(100);
+        Answers { v6, v4, ttl }
+    }
+
+    #[test]
+    fn each_family_is_kept_while_it_alone_cannot_be_asked_for() {
+        let host: Arc<str> = HOST.into();
+        let mut known = Known::default();
+        known.learn(
+            &host,
+            answers(found(&["2001:db8::1"]), found(&["192.0.2.1"])),
+        );
+        let failed = Answer::Failed("late".into());
+        let (event, wait) = known.learn(&host, answers(failed.clone(), found(&["192.0.2.2"])));
+        let both = ["2001:db8::1", "192.0.2.2"];
+        assert_eq!(event, Some(resolved(&both)));
+        assert_eq!(wait, limits::DNS_RETRY_FLOOR);
+        // Said to be absent, it goes; another order alone is no news.
+        let absent = Answer::Absent("none".into());
+        let (event, wait) = known.learn(&host, answers(absent.clone(), found(&["192.0.2.2"])));
+        assert_eq!(event, Some(resolved(&["192.0.2.2"])));
+        assert_eq!(wait, Duration::from_secs(100));
+        // No family at all: what is known stays.
+        let (event, _) = known.learn(&host, answers(absent, failed));
+        assert!(matches!(event, Some(Event::Failed { kept: 1, .. })));
+        assert_eq!(*known.addresses, *ips(&["192.0.2.2"]));
+    }
+
+    #[test]
+    fn another_order_is_no_news_and_a_failure_is_told_once() {
+        let host: Arc<str> = HOST.into();
+        let mut known = Known::default();
+        let none = || Answer::Absent("none".into());
+        known.learn(&host, answers(none(), found(&["192.0.2.1", "192.0.2.2"])));
+        let (event, _) = known.learn(&host, answers(none(), found(&["192.0.2.2", "192.0.2.1"])));
+        assert_eq!(event, None);
+        assert_eq!(known.addresses[0], ips(&["192.0.2.1"])[0]);
+        let (event, _) = known.learn(&host, Answers::failed("late"));
+        assert!(event.is_some());
+        let (event, wait) = known.learn(&host, Answers::failed("late"));
+        assert_eq!(event, None);
+        assert_eq!(wait, 2 * limits::DNS_RETRY_FLOOR);
+    }
+
+    #[test]
+    fn waits_and_lists_are_bounded() {
+        assert_eq!(back_off(1), limits::DNS_RETRY_FLOOR);
+        assert_eq!(back_off(3), 4 * limits::DNS_RETRY_FLOOR);
+        assert_eq!(back_off(u32::MAX), limits::DNS_RETRY_CEILING);
+        let many: Vec<IpAddr> = (0..100).map(|n| IpAddr::from([192, 0, 2, n])).collect();
+        let few = ips(&["2001:db8::1"]);
+        let ordered = in_order(&few, &many);
+        assert_eq!(ordered.len(), limits::ADDRESSES_PER_UPSTREAM_MAX);
+        assert_eq!(ordered[..2], [few[0], many[0]]);
+        let host: Arc<str> = HOST.into();
+        for (ttl, expected) in [
+            (0, limits::DNS_TTL_FLOOR),
+            (86_400, limits::DNS_TTL_CEILING),
+        ] {
+            let ttl = Duration::from_secs(ttl);
+            let fresh = Answers {
+                ttl,
+                ..answers(found(&["2001:db8::1"]), found(&["192.0.2.1"]))
+            };
+            assert_eq!(Known::default().learn(&host, fresh).1, expected);
+        }
+    }
+
+    #[test]
+    fn short_names_are_completed_as_resolv_conf_says() {
+        let servers = Servers {
+            search: [Name::from_ascii("corp.example").expect("a name")].into(),
+            ..Servers::new(Some(SocketAddr::from(([127, 0, 0, 1], 53)))).expect("no socket yet")
+        };
+        let candidates = |name: &str| -> Vec<String> {
+            let name = Name::from_ascii(name).expect("a name");
+            let candidates = servers.candidates(&name);
+            candidates.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(candidates("ingest"), ["ingest.corp.example.", "ingest."]);
+        assert_eq!(candidates("a.b"), ["a.b.", "a.b.corp.example."]);
+        assert_eq!(candidates("a.b."), ["a.b."]);
     }
 }

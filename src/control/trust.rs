@@ -254,3 +254,116 @@ impl TrustStore {
         roots
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+
+    /// A certificate that signs itself, with its key.
+    fn pair(name: &str) -> (CertificateDer<'static>, PrivatePkcs8KeyDer<'static>) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        (certificate.der().clone(), key.serialize_der().into())
+    }
+
+    fn trust(roots: &[CertificateDer<'static>]) -> Trust {
+        Trust {
+            path: PathBuf::from("ca.pem"),
+            roots: roots.to_vec(),
+        }
+    }
+
+    fn client(
+        (certificate, key): &(CertificateDer<'static>, PrivatePkcs8KeyDer<'static>),
+    ) -> Arc<ClientCertificate> {
+        Arc::new(ClientCertificate {
+            path: PathBuf::from("client.pem"),
+            key_path: PathBuf::from("client.key"),
+            chain: vec![certificate.clone()],
+            key: PrivateKeyDer::Pkcs8(key.clone_key()),
+        })
+    }
+
+    #[test]
+    fn equal_pairs_share_a_configuration_however_often_they_were_read() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let roots = [one.0.clone(), two.0.clone()];
+        let turned = [two.0.clone(), one.0.clone(), one.0.clone()];
+        let first = store
+            .config(Some(&trust(&roots)), Some(&client(&one)))
+            .expect("a configuration");
+        let again = store
+            .config(Some(&trust(&turned)), Some(&client(&one)))
+            .expect("a configuration");
+        assert_eq!(first.id, again.id);
+        assert!(Arc::ptr_eq(&first.config, &again.config));
+    }
+
+    #[test]
+    fn pairs_that_differ_in_roots_or_certificate_share_nothing() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let mut ids = HashSet::new();
+        for roots in [&one, &two] {
+            let roots = trust(&[roots.0.clone()]);
+            for shown in [None, Some(client(&one)), Some(client(&two))] {
+                let trusted = store.config(Some(&roots), shown.as_ref());
+                let trusted = trusted.expect("a configuration");
+                assert!(ids.insert(trusted.id));
+                assert_eq!(
+                    trusted.config.client_auth_cert_resolver.has_certs(),
+                    shown.is_some()
+                );
+            }
+        }
+        assert_eq!(ids.len(), 6);
+    }
+
+    #[test]
+    fn a_configuration_speaks_http_1_1_in_small_records() {
+        let one = pair("one.example");
+        let trusted = TrustStore::default()
+            .config(Some(&trust(&[one.0])), None)
+            .expect("a configuration");
+        assert_eq!(trusted.config.alpn_protocols, [b"http/1.1".to_vec()]);
+        assert_eq!(
+            trusted.config.max_fragment_size,
+            Some(limits::TLS_RECORD_BYTES)
+        );
+        assert!(trusted.config.enable_sni);
+    }
+
+    #[test]
+    fn a_pair_that_is_not_used_is_forgotten_and_its_number_is_not_given_again() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let mut id = |certificate: &CertificateDer<'static>, used: bool| {
+            let trust = trust(&[certificate.clone()]);
+            let id = store.config(Some(&trust), None).expect("one").id;
+            if !used {
+                store.retain(&HashSet::new());
+                assert!(store.configs.is_empty() && store.roots.is_empty());
+            }
+            id
+        };
+        let first = id(&one.0, false);
+        let second = id(&two.0, false);
+        let third = id(&one.0, true);
+        let fourth = id(&one.0, true);
+        assert!(first != second && second != third && first != third);
+        assert_eq!(third, fourth);
+    }
+
+    #[test]
+    fn missing_system_roots_are_named_with_the_remedy() {
+        let error = TrustError::NoSystemRoots { cause: None };
+        assert!(error.to_string().contains("apt install ca-certificates"));
+    }
+}
