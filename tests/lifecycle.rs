@@ -30,11 +30,14 @@ struct Gateway {
 
 impl Gateway {
     fn start(configuration: &str, flags: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_m2u"));
+        Self::spawn(configuration, command.arg("run").args(flags))
+    }
+
+    fn spawn(configuration: &str, command: &mut Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("m2u.toml"), configuration).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_m2u"))
-            .arg("run")
-            .args(flags)
+        let mut child = command
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -380,4 +383,25 @@ fn a_name_that_does_not_resolve_delays_nothing_for_long_and_is_told() {
     let warning = gateway.line("nowhere.invalid cannot be resolved");
     assert!(warning.contains("devices get 502"), "{warning}");
     gateway.line("m2u: ready: ");
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_and_a_low_one_is_told() {
+    let upstream = Upstream::prompt("ok");
+    let text = configuration(LISTEN, &[upstream.address]);
+    let limited = "ulimit -Sn 256 && ulimit -Hn 512 && exec \"$0\" run";
+    let mut gateway = Gateway::spawn(
+        &text,
+        Command::new("sh").args(["-c", limited, env!("CARGO_BIN_EXE_m2u")]),
+    );
+    let warning = gateway.line("m2u: warning: ");
+    assert!(warning.contains("may open 512 files"), "{warning}");
+    assert!(warning.contains("limits.connections = 100"), "{warning}");
+    gateway.line("m2u: ready: ");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", gateway.child.id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let files: Vec<_> = files.unwrap().split_whitespace().collect();
+    assert_eq!(files[3..5], ["512", "512"]);
 }

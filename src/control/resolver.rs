@@ -9,6 +9,7 @@ use std::{
     fmt, fs, iter,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -17,6 +18,7 @@ use hashbrown::{HashMap, HashSet};
 use hickory_resolver::{
     Hosts, TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    lookup::Lookup,
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::{Query, ResponseCode},
@@ -26,7 +28,7 @@ use hickory_resolver::{
 };
 use tokio::{
     task::{Id, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::limits;
@@ -107,17 +109,40 @@ impl Resolver {
         }
     }
 
-    /// Keeps exactly `hosts` resolved from now on. Known ones keep their addresses.
+    /// Keeps exactly `hosts` resolved from now on. Known ones keep their addresses; those that
+    /// could not be resolved are asked for again at once, because somebody may have mended them.
     pub fn follow<'a>(&mut self, hosts: impl IntoIterator<Item = &'a str>) {
         let hosts: HashSet<&str> = hosts.into_iter().collect();
         self.names.retain(|host, _| hosts.contains(&**host));
         self.due.retain(|(_, host)| hosts.contains(&**host));
-        let now = Instant::now();
-        for host in hosts {
-            if !self.names.contains_key(host) {
-                let host: Arc<str> = host.into();
+        for host in &hosts {
+            if !self.names.contains_key(*host) {
+                let host: Arc<str> = (*host).into();
                 self.names.insert(Arc::clone(&host), Known::default());
-                self.due.insert((now, host));
+                self.plan(host, Instant::now());
+            }
+        }
+        let is_ill = |(_, known): &(&Arc<str>, &Known)| known.failure.is_some();
+        let ill = self.names.iter().filter(is_ill);
+        let ill: Vec<_> = ill.map(|(host, _)| Arc::clone(host)).collect();
+        for host in ill {
+            self.plan(host, Instant::now());
+        }
+    }
+
+    /// Has `host` asked for at `at`, unless it is due sooner.
+    fn plan(&mut self, host: Arc<str>, at: Instant) {
+        let Some(known) = self.names.get_mut(&host) else {
+            return;
+        };
+        match known.due.replace(at) {
+            Some(sooner) if sooner <= at => known.due = Some(sooner),
+            Some(later) => {
+                self.due.remove(&(later, Arc::clone(&host)));
+                self.due.insert((at, host));
+            }
+            None => {
+                self.due.insert((at, host));
             }
         }
     }
@@ -168,6 +193,9 @@ impl Resolver {
             && self.due.first().is_some_and(|(at, _)| *at <= now)
             && let Some((_, host)) = self.due.pop_first()
         {
+            if let Some(known) = self.names.get_mut(&host) {
+                known.due = None;
+            }
             let lookup = self.system.lookup(&host);
             let task = self.lookups.spawn(lookup);
             self.asking.insert(task.id(), host);
@@ -183,10 +211,8 @@ impl Resolver {
         // A name may have been given up while it was asked for.
         let known = self.names.get_mut(&host)?;
         let (event, wait) = known.learn(&host, answers);
-        // A name that was given up and came back is already due.
-        if !self.due.iter().any(|(_, waiting)| *waiting == host) {
-            self.due.insert((Instant::now() + wait, host));
-        }
+        // It may be due already, if it was given up and came back meanwhile.
+        self.plan(host, Instant::now() + wait);
         event
     }
 }
@@ -203,6 +229,8 @@ struct Known {
     /// Failed lookups in a row.
     failures: u32,
     asked: bool,
+    /// When it is asked for next; `None` while it is.
+    due: Option<Instant>,
 }
 
 /// What one lookup of a name brought.
@@ -463,9 +491,7 @@ impl Servers {
         for candidate in self.candidates(&name) {
             let v6 = self.dns.lookup(candidate.clone(), RecordType::AAAA);
             let v4 = self.dns.lookup(candidate, RecordType::A);
-            let (v6, v4) = tokio::join!(v6, v4);
-            let (v6, v6_ttl) = answer(v6);
-            let (v4, v4_ttl) = answer(v4);
+            let ((v6, v6_ttl), (v4, v4_ttl)) = both(answer(v6), answer(v4)).await;
             let ttl = v6_ttl.into_iter().chain(v4_ttl).min().unwrap_or_default();
             last = Answers { v6, v4, ttl };
             if !matches!((&last.v6, &last.v4), (Answer::Absent(_), Answer::Absent(_))) {
@@ -505,10 +531,41 @@ fn only(nameserver: SocketAddr) -> ResolverConfig {
 }
 
 /// One family's answer, and how long it may be believed.
-fn answer(
-    result: Result<hickory_resolver::lookup::Lookup, NetError>,
-) -> (Answer, Option<Duration>) {
-    let lookup = match result {
+type Dated = (Answer, Option<Duration>);
+
+/// Waits for both families; once one has addresses, not for long for the other.
+///
+/// Some networks drop every question for AAAA: a server must not be out of reach because of that.
+async fn both(v6: impl Future<Output = Dated>, v4: impl Future<Output = Dated>) -> (Dated, Dated) {
+    let (mut v6, mut v4) = (pin!(v6), pin!(v4));
+    tokio::select! {
+        first = &mut v6 => {
+            let second = soon(&first, v4).await;
+            (first, second)
+        }
+        first = &mut v4 => {
+            let second = soon(&first, v6).await;
+            (second, first)
+        }
+    }
+}
+
+async fn soon(first: &Dated, second: impl Future<Output = Dated>) -> Dated {
+    if !matches!(first, (Answer::Found(_), _)) {
+        return second.await;
+    }
+    let late = || {
+        (
+            Answer::Failed("no name server answered in time".into()),
+            None,
+        )
+    };
+    let patience = timeout(limits::DNS_SECOND_FAMILY, second).await;
+    patience.unwrap_or_else(|_| late())
+}
+
+async fn answer(lookup: impl Future<Output = Result<Lookup, NetError>>) -> Dated {
+    let lookup = match lookup.await {
         Ok(lookup) => lookup,
         Err(error) => return (refusal(&error), None),
     };
@@ -577,6 +634,8 @@ mod tests {
         addresses: Vec<IpAddr>,
         /// Answered in place of addresses.
         fault: Option<ResponseCode>,
+        /// Never answered at all.
+        mute: Option<RecordType>,
         questions: usize,
         is_over: bool,
     }
@@ -629,6 +688,9 @@ mod tests {
             let question = Message::from_vec(&buffer[..count]).expect("a question");
             zone.questions += 1;
             let query = question.queries[0].clone();
+            if zone.mute == Some(query.query_type()) {
+                continue;
+            }
             let mut response = Message::response(question.metadata.id, question.metadata.op_code);
             response.add_query(query.clone());
             match zone.fault {
@@ -672,6 +734,9 @@ mod tests {
         let now = Instant::now();
         let due = std::mem::take(&mut resolver.due);
         resolver.due = due.into_iter().map(|(_, host)| (now, host)).collect();
+        for known in resolver.names.values_mut() {
+            known.due = known.due.map(|_| now);
+        }
     }
 
     fn resolved(addresses: &[&str]) -> Event {
@@ -778,6 +843,41 @@ mod tests {
             expire(&mut resolver);
             let from_server = resolved(&["2001:db8::1", "192.0.2.1"]);
             assert_eq!(resolver.events().await, [from_server]);
+        });
+    }
+
+    #[test]
+    fn a_family_that_is_never_answered_does_not_hold_up_the_other() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1", "2001:db8::1"]);
+            server.zone().mute = Some(RecordType::AAAA);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            let asked = Instant::now();
+            assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+            assert!(asked.elapsed() >= limits::DNS_SECOND_FAMILY);
+            server.zone().mute = None;
+            expire(&mut resolver);
+            let expected = ["2001:db8::1", "192.0.2.1"];
+            assert_eq!(resolver.events().await, [resolved(&expected)]);
+        });
+    }
+
+    #[test]
+    fn an_ill_name_is_asked_for_again_when_the_list_is_read_again() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            server.set(&[], Some(ResponseCode::Refused));
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            resolver.events().await;
+            let far = Instant::now() + Duration::from_secs(3_600);
+            resolver.due = [(far, HOST.into())].into();
+            resolver.names.get_mut(HOST).expect("known").due = Some(far);
+            server.set(&["192.0.2.1"], None);
+            resolver.follow([HOST]);
+            assert_eq!(resolver.due.len(), 1);
+            assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
         });
     }
 

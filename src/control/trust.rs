@@ -31,13 +31,21 @@ const PROTOCOL: &[u8] = b"http/1.1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TrustId(u32);
 
-/// The TLS configuration of a pair.
-#[derive(Debug, Clone)]
+/// The TLS configuration of a pair. Its `Debug` shows nothing of the certificate and its key.
+#[derive(Clone)]
 pub struct Trusted {
     /// Which pair.
     pub id: TrustId,
     /// Shared by every server of the pair and by all cores.
     pub config: Arc<ClientConfig>,
+}
+
+impl fmt::Debug for Trusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trusted")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Every TLS configuration in use, by value of what makes it.
@@ -312,7 +320,7 @@ mod tests {
         let mut store = TrustStore::default();
         let mut ids = HashSet::new();
         for roots in [&one, &two] {
-            let roots = trust(&[roots.0.clone()]);
+            let roots = trust(std::slice::from_ref(&roots.0));
             for shown in [None, Some(client(&one)), Some(client(&two))] {
                 let trusted = store.config(Some(&roots), shown.as_ref());
                 let trusted = trusted.expect("a configuration");
@@ -345,7 +353,7 @@ mod tests {
         let (one, two) = (pair("one.example"), pair("two.example"));
         let mut store = TrustStore::default();
         let mut id = |certificate: &CertificateDer<'static>, used: bool| {
-            let trust = trust(&[certificate.clone()]);
+            let trust = trust(std::slice::from_ref(certificate));
             let id = store.config(Some(&trust), None).expect("one").id;
             if !used {
                 store.retain(&HashSet::new());
