@@ -528,13 +528,26 @@ mod tests {
     #[test]
     fn a_route_is_rendered_ahead() {
         let dir = folder();
-        let text = "listen = [\"127.0.0.1:0\"]\ndomain = \"talk2m.com\"\n[upstream]\nallow_networks \
-                    = [\"127.0.0.0/8\"]\n[[account]]\nref = \"acme\"\n[[account.server]]\nurl = \
-                    \"https://h.example:8443/base/\"\nca = \"ca.pem\"\nlogin = { username = \
-                    \"Aladdin\", password = \"open sesame\" }\nlimits = { body_bytes = 7 }\n\
-                    on_failure = \"close\"\n[[account]]\nref = \"beta\"\nexpose_identity = \
-                    false\n[[account.server]]\nslot = \"m2u2\"\nurl = \"https://[2001:db8::1]\"\n\
-                    ca = \"ca.pem\"\n";
+        let text = r#"
+            listen = ["127.0.0.1:0"]
+            domain = "talk2m.com"
+            upstream = { allow_networks = ["127.0.0.0/8"] }
+            [[account]]
+            ref = "acme"
+            [[account.server]]
+            url = "https://h.example:8443/base/"
+            ca = "ca.pem"
+            login = { username = "Aladdin", password = "open sesame" }
+            limits = { body_bytes = 7 }
+            on_failure = "close"
+            [[account]]
+            ref = "beta"
+            expose_identity = false
+            [[account.server]]
+            slot = "m2u2"
+            url = "https://[2001:db8::1]"
+            ca = "ca.pem"
+        "#;
         let mut assembly = Assembly::default();
         assembly.adopt(&load(&dir, text)).expect("fine settings");
         let snapshot = assembly.first_snapshot(&Resolver::new(None));

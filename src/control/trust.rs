@@ -268,7 +268,11 @@ mod tests {
     use std::path::PathBuf;
 
     use rcgen::{CertificateParams, KeyPair};
-    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use rustls::{
+        ClientConnection, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
+        server::WebPkiClientVerifier,
+    };
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
     use super::*;
 
@@ -346,6 +350,113 @@ mod tests {
             Some(limits::TLS_RECORD_BYTES)
         );
         assert!(trusted.config.enable_sni);
+    }
+
+    /// A server's certificate and key for `name`, signed by itself.
+    fn server(name: &str, client_ca: Option<&CertificateDer<'static>>) -> (Trust, ServerConfig) {
+        let (certificate, key) = pair(name);
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions");
+        let builder = match client_ca {
+            None => builder.with_no_client_auth(),
+            Some(ca) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(ca.clone()).expect("a root");
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().expect("a verifier"))
+            }
+        };
+        let mut config = builder
+            .with_single_cert(vec![certificate.clone()], key.into())
+            .expect("a certificate and its key");
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        (trust(&[certificate]), config)
+    }
+
+    /// Lets both ends talk until both are content, or one refuses.
+    fn shake_hands(
+        trusted: &Trusted,
+        name: &str,
+        server: &Arc<ServerConfig>,
+    ) -> Result<ClientConnection, rustls::Error> {
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let mut near = ClientConnection::new(Arc::clone(&trusted.config), name)?;
+        let mut far = ServerConnection::new(Arc::clone(server))?;
+        // The last round carries the session tickets.
+        for _ in 0..4 {
+            let mut wire = Vec::new();
+            near.write_tls(&mut wire).expect("memory");
+            far.read_tls(&mut wire.as_slice()).expect("memory");
+            far.process_new_packets()?;
+            wire.clear();
+            far.write_tls(&mut wire).expect("memory");
+            near.read_tls(&mut wire.as_slice()).expect("memory");
+            near.process_new_packets()?;
+        }
+        assert!(!near.is_handshaking() && !far.is_handshaking());
+        Ok(near)
+    }
+
+    #[test]
+    fn names_addresses_and_roots_are_checked() {
+        let mut store = TrustStore::default();
+        for name in ["h.example", "192.0.2.1", "2001:db8::1"] {
+            let (roots, far) = server(name, None);
+            let far = Arc::new(far);
+            let trusted = store.config(Some(&roots), None).expect("a configuration");
+            let near = shake_hands(&trusted, name, &far).expect("trusted");
+            // The server would rather speak HTTP/2.
+            assert_eq!(near.alpn_protocol(), Some(&b"http/1.1"[..]));
+            for other in ["other.example", "192.0.2.2"] {
+                assert!(shake_hands(&trusted, other, &far).is_err(), "{other}");
+            }
+            let (strangers, _) = server(name, None);
+            let strange = store.config(Some(&strangers), None).expect("one");
+            assert!(shake_hands(&strange, name, &far).is_err());
+        }
+    }
+
+    #[test]
+    fn the_client_certificate_is_shown_and_both_versions_are_spoken() {
+        let (mine, other) = (pair("gateway.example"), pair("other.example"));
+        let mut store = TrustStore::default();
+        let (roots, far) = server("h.example", Some(&mine.0));
+        let same_certificate = Arc::clone(&far.cert_resolver);
+        let far = Arc::new(far);
+        let shown = store.config(Some(&roots), Some(&client(&mine)));
+        let shown = shown.expect("a configuration");
+        let near = shake_hands(&shown, "h.example", &far).expect("accepted");
+        assert_eq!(near.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        for unfit in [None, Some(client(&other))] {
+            let unfit = store.config(Some(&roots), unfit.as_ref()).expect("one");
+            assert!(shake_hands(&unfit, "h.example", &far).is_err());
+        }
+        let older = ServerConfig::builder_with_provider(Arc::clone(&store.provider))
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .expect("versions")
+            .with_no_client_auth()
+            .with_cert_resolver(same_certificate);
+        let near = shake_hands(&shown, "h.example", &Arc::new(older)).expect("accepted");
+        assert_eq!(near.protocol_version(), Some(ProtocolVersion::TLSv1_2));
+    }
+
+    #[test]
+    fn sessions_are_resumed_within_a_pair_and_never_across() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let (roots, far) = server("h.example", None);
+        let far = Arc::new(far);
+        let mut kind = |shown: &Arc<ClientCertificate>| {
+            let trusted = store.config(Some(&roots), Some(shown)).expect("one");
+            let near = shake_hands(&trusted, "h.example", &far).expect("trusted");
+            near.handshake_kind()
+        };
+        assert_eq!(kind(&client(&one)), Some(HandshakeKind::Full));
+        assert_eq!(kind(&client(&one)), Some(HandshakeKind::Resumed));
+        assert_eq!(kind(&client(&two)), Some(HandshakeKind::Full));
     }
 
     #[test]
