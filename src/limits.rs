@@ -84,6 +84,8 @@ pub const HOSTS_FILE_TTL: Duration = Duration::from_secs(60);
 pub const DNS_RETRY_FLOOR: Duration = Duration::from_secs(1);
 /// The longest wait before a name that could not be resolved is asked for again.
 pub const DNS_RETRY_CEILING: Duration = Duration::from_secs(60);
+/// Wait for the addresses of one family once those of the other are there.
+pub const DNS_SECOND_FAMILY: Duration = Duration::from_secs(1);
 /// Names that are looked up at the same time.
 pub const DNS_LOOKUPS_MAX: usize = 16;
 /// How long a start or a reload waits for the first answers for new names.
@@ -131,6 +133,7 @@ const _: () = {
     assert!(PASSWORD_FILE_BYTES_MAX > LOGIN_BYTES_MAX as u64);
     assert!(DNS_TTL_FLOOR.as_secs() <= HOSTS_FILE_TTL.as_secs());
     assert!(HOSTS_FILE_TTL.as_secs() <= DNS_TTL_CEILING.as_secs());
+    assert!(DNS_SECOND_FAMILY.as_secs() < DNS_FIRST_ANSWERS.as_secs());
     assert!(DNS_RETRY_FLOOR.as_secs() <= DNS_RETRY_CEILING.as_secs());
     assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
 };

@@ -201,7 +201,8 @@ impl Gateway {
         let settings = match self.arguments.load() {
             Ok(settings) => settings,
             Err(problems) => {
-                say(format_args!("{refused}:\n{}", Summary(&problems)));
+                let problems = Summary(&problems).to_string();
+                say(format_args!("{refused}:\n{}", problems.trim_end()));
                 return;
             }
         };

@@ -9,6 +9,7 @@ use std::{
     fmt, fs, iter,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -17,6 +18,7 @@ use hashbrown::{HashMap, HashSet};
 use hickory_resolver::{
     Hosts, TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    lookup::Lookup,
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::{Query, ResponseCode},
@@ -26,7 +28,7 @@ use hickory_resolver::{
 };
 use tokio::{
     task::{Id, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::limits;
@@ -44,11 +46,11 @@ pub struct Resolver {
 }
 
 /// What is known of a name's addresses.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
     /// In the order to try them; empty while the name has never been resolved.
     pub addresses: Arc<[IpAddr]>,
-    /// Why there are none.
+    /// Why there are none; `None` if there are some.
     pub unresolved: Option<Arc<str>>,
 }
 
@@ -107,17 +109,40 @@ impl Resolver {
         }
     }
 
-    /// Keeps exactly `hosts` resolved from now on. Known ones keep their addresses.
+    /// Keeps exactly `hosts` resolved from now on. Known ones keep their addresses; those that
+    /// could not be resolved are asked for again at once, because somebody may have mended them.
     pub fn follow<'a>(&mut self, hosts: impl IntoIterator<Item = &'a str>) {
         let hosts: HashSet<&str> = hosts.into_iter().collect();
         self.names.retain(|host, _| hosts.contains(&**host));
         self.due.retain(|(_, host)| hosts.contains(&**host));
-        let now = Instant::now();
-        for host in hosts {
-            if !self.names.contains_key(host) {
-                let host: Arc<str> = host.into();
+        for host in &hosts {
+            if !self.names.contains_key(*host) {
+                let host: Arc<str> = (*host).into();
                 self.names.insert(Arc::clone(&host), Known::default());
-                self.due.insert((now, host));
+                self.plan(host, Instant::now());
+            }
+        }
+        let is_ill = |(_, known): &(&Arc<str>, &Known)| known.failure.is_some();
+        let ill = self.names.iter().filter(is_ill);
+        let ill: Vec<_> = ill.map(|(host, _)| Arc::clone(host)).collect();
+        for host in ill {
+            self.plan(host, Instant::now());
+        }
+    }
+
+    /// Has `host` asked for at `at`, unless it is due sooner.
+    fn plan(&mut self, host: Arc<str>, at: Instant) {
+        let Some(known) = self.names.get_mut(&host) else {
+            return;
+        };
+        match known.due.replace(at) {
+            Some(sooner) if sooner <= at => known.due = Some(sooner),
+            Some(later) => {
+                self.due.remove(&(later, Arc::clone(&host)));
+                self.due.insert((at, host));
+            }
+            None => {
+                self.due.insert((at, host));
             }
         }
     }
@@ -131,7 +156,7 @@ impl Resolver {
     pub fn resolution(&self, host: &str) -> Resolution {
         match self.names.get(host) {
             Some(known) => known.resolution(),
-            None => Resolution::default(),
+            None => Known::default().resolution(),
         }
     }
 
@@ -168,6 +193,9 @@ impl Resolver {
             && self.due.first().is_some_and(|(at, _)| *at <= now)
             && let Some((_, host)) = self.due.pop_first()
         {
+            if let Some(known) = self.names.get_mut(&host) {
+                known.due = None;
+            }
             let lookup = self.system.lookup(&host);
             let task = self.lookups.spawn(lookup);
             self.asking.insert(task.id(), host);
@@ -183,10 +211,8 @@ impl Resolver {
         // A name may have been given up while it was asked for.
         let known = self.names.get_mut(&host)?;
         let (event, wait) = known.learn(&host, answers);
-        // A name that was given up and came back is already due.
-        if !self.due.iter().any(|(_, waiting)| *waiting == host) {
-            self.due.insert((Instant::now() + wait, host));
-        }
+        // It may be due already, if it was given up and came back meanwhile.
+        self.plan(host, Instant::now() + wait);
         event
     }
 }
@@ -203,6 +229,8 @@ struct Known {
     /// Failed lookups in a row.
     failures: u32,
     asked: bool,
+    /// When it is asked for next; `None` while it is.
+    due: Option<Instant>,
 }
 
 /// What one lookup of a name brought.
@@ -463,9 +491,7 @@ impl Servers {
         for candidate in self.candidates(&name) {
             let v6 = self.dns.lookup(candidate.clone(), RecordType::AAAA);
             let v4 = self.dns.lookup(candidate, RecordType::A);
-            let (v6, v4) = tokio::join!(v6, v4);
-            let (v6, v6_ttl) = answer(v6);
-            let (v4, v4_ttl) = answer(v4);
+            let ((v6, v6_ttl), (v4, v4_ttl)) = both(answer(v6), answer(v4)).await;
             let ttl = v6_ttl.into_iter().chain(v4_ttl).min().unwrap_or_default();
             last = Answers { v6, v4, ttl };
             if !matches!((&last.v6, &last.v4), (Answer::Absent(_), Answer::Absent(_))) {
@@ -505,10 +531,41 @@ fn only(nameserver: SocketAddr) -> ResolverConfig {
 }
 
 /// One family's answer, and how long it may be believed.
-fn answer(
-    result: Result<hickory_resolver::lookup::Lookup, NetError>,
-) -> (Answer, Option<Duration>) {
-    let lookup = match result {
+type Dated = (Answer, Option<Duration>);
+
+/// Waits for both families; once one has addresses, not for long for the other.
+///
+/// Some networks drop every question for AAAA: a server must not be out of reach because of that.
+async fn both(v6: impl Future<Output = Dated>, v4: impl Future<Output = Dated>) -> (Dated, Dated) {
+    let (mut v6, mut v4) = (pin!(v6), pin!(v4));
+    tokio::select! {
+        first = &mut v6 => {
+            let second = soon(&first, v4).await;
+            (first, second)
+        }
+        first = &mut v4 => {
+            let second = soon(&first, v6).await;
+            (second, first)
+        }
+    }
+}
+
+async fn soon(first: &Dated, second: impl Future<Output = Dated>) -> Dated {
+    if !matches!(first, (Answer::Found(_), _)) {
+        return second.await;
+    }
+    let late = || {
+        (
+            Answer::Failed("no name server answered in time".into()),
+            None,
+        )
+    };
+    let patience = timeout(limits::DNS_SECOND_FAMILY, second).await;
+    patience.unwrap_or_else(|_| late())
+}
+
+async fn answer(lookup: impl Future<Output = Result<Lookup, NetError>>) -> Dated {
+    let lookup = match lookup.await {
         Ok(lookup) => lookup,
         Err(error) => return (refusal(&error), None),
     };
@@ -534,5 +591,420 @@ fn refusal(error: &NetError) -> Answer {
         }
         NetError::Timeout => Answer::Failed("no name server answered in time".into()),
         error => Answer::Failed(format!("no name server could be asked: {error}").into()),
+    }
+}
+
+#[cfg(test)]
+impl Resolver {
+    /// As if a lookup of `host` had just brought `addresses`.
+    pub(super) fn pretend(&mut self, host: &str, addresses: &[IpAddr]) {
+        let known = self.names.get_mut(host).expect("a name that is followed");
+        known.addresses = addresses.into();
+        known.asked = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::UdpSocket,
+        sync::{Mutex, PoisonError},
+        thread::{self, JoinHandle},
+    };
+
+    use hickory_proto::{
+        op::Message,
+        rr::{RData, Record},
+    };
+
+    use super::*;
+
+    const HOST: &str = "ingest.acme.example";
+    const TTL_SECONDS: u32 = 30;
+
+    /// A name server on a loopback port, with answers that a test may change.
+    struct NameServer {
+        address: SocketAddr,
+        zone: Arc<Mutex<Zone>>,
+        thread: Option<JoinHandle<()>>,
+    }
+
+    #[derive(Default)]
+    struct Zone {
+        addresses: Vec<IpAddr>,
+        /// Answered in place of addresses.
+        fault: Option<ResponseCode>,
+        /// Never answered at all.
+        mute: Option<RecordType>,
+        questions: usize,
+        is_over: bool,
+    }
+
+    impl NameServer {
+        fn start(addresses: &[&str]) -> Self {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a loopback port");
+            let address = socket.local_addr().expect("an address");
+            let zone = Arc::new(Mutex::new(Zone::default()));
+            let shared = Arc::clone(&zone);
+            let thread = thread::spawn(move || answer_all(&socket, &shared));
+            let server = Self {
+                address,
+                zone,
+                thread: Some(thread),
+            };
+            server.set(addresses, None);
+            server
+        }
+
+        fn set(&self, addresses: &[&str], fault: Option<ResponseCode>) {
+            let mut zone = self.zone();
+            zone.addresses = ips(addresses);
+            zone.fault = fault;
+        }
+
+        fn zone(&self) -> std::sync::MutexGuard<'_, Zone> {
+            self.zone.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    impl Drop for NameServer {
+        fn drop(&mut self) {
+            self.zone().is_over = true;
+            let waker = UdpSocket::bind("127.0.0.1:0").expect("a loopback port");
+            waker.send_to(&[], self.address).expect("loopback is there");
+            let thread = self.thread.take().expect("a thread, once");
+            thread.join().expect("the name server did not panic");
+        }
+    }
+
+    fn answer_all(socket: &UdpSocket, zone: &Mutex<Zone>) {
+        let mut buffer = [0; 4_096];
+        loop {
+            let (count, from) = socket.recv_from(&mut buffer).expect("a datagram");
+            let mut zone = zone.lock().unwrap_or_else(PoisonError::into_inner);
+            if zone.is_over {
+                return;
+            }
+            let question = Message::from_vec(&buffer[..count]).expect("a question");
+            zone.questions += 1;
+            let query = question.queries[0].clone();
+            if zone.mute == Some(query.query_type()) {
+                continue;
+            }
+            let mut response = Message::response(question.metadata.id, question.metadata.op_code);
+            response.add_query(query.clone());
+            match zone.fault {
+                Some(code) => response.metadata.response_code = code,
+                None => {
+                    let wanted =
+                        |ip: &&IpAddr| ip.is_ipv6() == (query.query_type() == RecordType::AAAA);
+                    let record = |ip: &IpAddr| {
+                        Record::from_rdata(query.name().clone(), TTL_SECONDS, RData::from(*ip))
+                    };
+                    response.add_answers(zone.addresses.iter().filter(wanted).map(record));
+                }
+            }
+            let bytes = response.to_vec().expect("an answer");
+            socket.send_to(&bytes, from).expect("loopback is there");
+        }
+    }
+
+    fn ips(addresses: &[&str]) -> Vec<IpAddr> {
+        let parsed = addresses.iter().map(|text| text.parse().expect(text));
+        parsed.collect()
+    }
+
+    fn resolver(server: &NameServer, hosts: &str) -> (Resolver, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), hosts).expect("a file");
+        let mut system = System::new(Some(server.address));
+        system.hosts_path = file.path().to_owned();
+        (Resolver::with_system(system), file)
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(test);
+    }
+
+    /// Makes every name due now, as if its time had passed.
+    fn expire(resolver: &mut Resolver) {
+        let now = Instant::now();
+        let due = std::mem::take(&mut resolver.due);
+        resolver.due = due.into_iter().map(|(_, host)| (now, host)).collect();
+        for known in resolver.names.values_mut() {
+            known.due = known.due.map(|_| now);
+        }
+    }
+
+    fn resolved(addresses: &[&str]) -> Event {
+        Event::Resolved {
+            host: HOST.into(),
+            addresses: ips(addresses).into(),
+        }
+    }
+
+    #[test]
+    fn both_families_are_asked_for_and_take_turns() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            assert!(!resolver.is_settled());
+            assert!(resolver.resolution(HOST).unresolved.is_some());
+            let expected = ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"];
+            assert_eq!(resolver.events().await, [resolved(&expected)]);
+            assert!(resolver.is_settled());
+            assert_eq!(*resolver.resolution(HOST).addresses, *ips(&expected));
+            assert_eq!(resolver.resolution(HOST).unresolved, None);
+            let (due, _) = resolver.due.first().expect("a refresh is planned");
+            let wait = *due - Instant::now();
+            assert!(wait <= Duration::from_secs(TTL_SECONDS.into()));
+            assert!(wait > limits::DNS_TTL_FLOOR, "{wait:?}");
+        });
+    }
+
+    #[test]
+    fn new_answers_take_the_place_of_old_ones() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            resolver.events().await;
+            server.set(&["192.0.2.9", "2001:db8::9"], None);
+            expire(&mut resolver);
+            let expected = ["2001:db8::9", "192.0.2.9"];
+            assert_eq!(resolver.events().await, [resolved(&expected)]);
+        });
+    }
+
+    #[test]
+    fn the_last_good_answer_outlives_ill_name_servers() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            resolver.events().await;
+            for fault in [ResponseCode::ServFail, ResponseCode::NXDomain] {
+                server.set(&[], Some(fault));
+                expire(&mut resolver);
+                let events = resolver.events().await;
+                assert!(
+                    matches!(events[..], [Event::Failed { kept: 1, .. }]),
+                    "{events:?}"
+                );
+                let known = resolver.resolution(HOST);
+                assert_eq!(*known.addresses, *ips(&["192.0.2.1"]));
+                assert_eq!(known.unresolved, None);
+                let (due, _) = resolver.due.first().expect("another try is planned");
+                assert!(*due <= Instant::now() + limits::DNS_RETRY_FLOOR);
+                server.set(&["192.0.2.1"], None);
+                expire(&mut resolver);
+                assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_name_that_never_resolved_says_why() {
+        run(async {
+            let server = NameServer::start(&[]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            server.set(&[], Some(ResponseCode::NXDomain));
+            resolver.follow([HOST]);
+            let events = resolver.events().await;
+            let told = events[0].to_string();
+            assert_eq!(
+                told,
+                "ingest.acme.example cannot be resolved: the name does not exist; devices get 502 \
+                 until it can"
+            );
+            let known = resolver.resolution(HOST);
+            assert!(known.addresses.is_empty());
+            assert_eq!(known.unresolved.as_deref(), Some("the name does not exist"));
+            assert!(resolver.is_settled());
+        });
+    }
+
+    #[test]
+    fn the_hosts_file_comes_first_for_both_families_and_is_read_afresh() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1", "2001:db8::1"]);
+            let (mut resolver, hosts) = resolver(&server, "10.0.0.5 other Ingest.ACME.example\n");
+            resolver.follow([HOST]);
+            assert_eq!(resolver.events().await, [resolved(&["10.0.0.5"])]);
+            assert_eq!(server.zone().questions, 0);
+            fs::write(hosts.path(), "10.0.0.6 ingest.acme.example\n").expect("a file");
+            expire(&mut resolver);
+            assert_eq!(resolver.events().await, [resolved(&["10.0.0.6"])]);
+            fs::write(hosts.path(), "").expect("a file");
+            expire(&mut resolver);
+            let from_server = resolved(&["2001:db8::1", "192.0.2.1"]);
+            assert_eq!(resolver.events().await, [from_server]);
+        });
+    }
+
+    #[test]
+    fn a_family_that_is_never_answered_does_not_hold_up_the_other() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1", "2001:db8::1"]);
+            server.zone().mute = Some(RecordType::AAAA);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            let asked = Instant::now();
+            assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+            assert!(asked.elapsed() >= limits::DNS_SECOND_FAMILY);
+            server.zone().mute = None;
+            expire(&mut resolver);
+            let expected = ["2001:db8::1", "192.0.2.1"];
+            assert_eq!(resolver.events().await, [resolved(&expected)]);
+        });
+    }
+
+    #[test]
+    fn an_ill_name_is_asked_for_again_when_the_list_is_read_again() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            server.set(&[], Some(ResponseCode::Refused));
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST]);
+            resolver.events().await;
+            let far = Instant::now() + Duration::from_secs(3_600);
+            resolver.due = [(far, HOST.into())].into();
+            resolver.names.get_mut(HOST).expect("known").due = Some(far);
+            server.set(&["192.0.2.1"], None);
+            resolver.follow([HOST]);
+            assert_eq!(resolver.due.len(), 1);
+            assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+        });
+    }
+
+    #[test]
+    fn more_names_than_lookups_at_a_time_are_all_resolved() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            let count = limits::DNS_LOOKUPS_MAX * 3;
+            let hosts: Vec<_> = (0..count).map(|n| format!("h{n}.example")).collect();
+            resolver.follow(hosts.iter().map(String::as_str));
+            while !resolver.is_settled() {
+                resolver.events().await;
+                assert!(resolver.lookups.len() <= limits::DNS_LOOKUPS_MAX);
+            }
+            for host in &hosts {
+                assert_eq!(*resolver.resolution(host).addresses, *ips(&["192.0.2.1"]));
+            }
+        });
+    }
+
+    #[test]
+    fn a_name_that_is_given_up_is_forgotten_and_the_others_are_kept() {
+        run(async {
+            let server = NameServer::start(&["192.0.2.1"]);
+            let (mut resolver, _hosts) = resolver(&server, "");
+            resolver.follow([HOST, "b.example"]);
+            while !resolver.is_settled() {
+                resolver.events().await;
+            }
+            let questions = server.zone().questions;
+            resolver.follow([HOST]);
+            assert!(resolver.is_settled());
+            assert_eq!(resolver.resolution(HOST).addresses.len(), 1);
+            assert!(resolver.resolution("b.example").addresses.is_empty());
+            assert!(resolver.resolution("b.example").unresolved.is_some());
+            assert_eq!(resolver.due.len(), 1);
+            assert_eq!(server.zone().questions, questions);
+        });
+    }
+
+    fn found(addresses: &[&str]) -> Answer {
+        Answer::Found(ips(addresses))
+    }
+
+    fn answers(v6: Answer, v4: Answer) -> Answers {
+        let ttl = Duration::from_secs(100);
+        Answers { v6, v4, ttl }
+    }
+
+    #[test]
+    fn each_family_is_kept_while_it_alone_cannot_be_asked_for() {
+        let host: Arc<str> = HOST.into();
+        let mut known = Known::default();
+        known.learn(
+            &host,
+            answers(found(&["2001:db8::1"]), found(&["192.0.2.1"])),
+        );
+        let failed = Answer::Failed("late".into());
+        let (event, wait) = known.learn(&host, answers(failed.clone(), found(&["192.0.2.2"])));
+        let both = ["2001:db8::1", "192.0.2.2"];
+        assert_eq!(event, Some(resolved(&both)));
+        assert_eq!(wait, limits::DNS_RETRY_FLOOR);
+        // Said to be absent, it goes; another order alone is no news.
+        let absent = Answer::Absent("none".into());
+        let (event, wait) = known.learn(&host, answers(absent.clone(), found(&["192.0.2.2"])));
+        assert_eq!(event, Some(resolved(&["192.0.2.2"])));
+        assert_eq!(wait, Duration::from_secs(100));
+        // No family at all: what is known stays.
+        let (event, _) = known.learn(&host, answers(absent, failed));
+        assert!(matches!(event, Some(Event::Failed { kept: 1, .. })));
+        assert_eq!(*known.addresses, *ips(&["192.0.2.2"]));
+    }
+
+    #[test]
+    fn another_order_is_no_news_and_a_failure_is_told_once() {
+        let host: Arc<str> = HOST.into();
+        let mut known = Known::default();
+        let none = || Answer::Absent("none".into());
+        known.learn(&host, answers(none(), found(&["192.0.2.1", "192.0.2.2"])));
+        let (event, _) = known.learn(&host, answers(none(), found(&["192.0.2.2", "192.0.2.1"])));
+        assert_eq!(event, None);
+        assert_eq!(known.addresses[0], ips(&["192.0.2.1"])[0]);
+        let (event, _) = known.learn(&host, Answers::failed("late"));
+        assert!(event.is_some());
+        let (event, wait) = known.learn(&host, Answers::failed("late"));
+        assert_eq!(event, None);
+        assert_eq!(wait, 2 * limits::DNS_RETRY_FLOOR);
+    }
+
+    #[test]
+    fn waits_and_lists_are_bounded() {
+        assert_eq!(back_off(1), limits::DNS_RETRY_FLOOR);
+        assert_eq!(back_off(3), 4 * limits::DNS_RETRY_FLOOR);
+        assert_eq!(back_off(u32::MAX), limits::DNS_RETRY_CEILING);
+        let many: Vec<IpAddr> = (0..100).map(|n| IpAddr::from([192, 0, 2, n])).collect();
+        let few = ips(&["2001:db8::1"]);
+        let ordered = in_order(&few, &many);
+        assert_eq!(ordered.len(), limits::ADDRESSES_PER_UPSTREAM_MAX);
+        assert_eq!(ordered[..2], [few[0], many[0]]);
+        let host: Arc<str> = HOST.into();
+        for (ttl, expected) in [
+            (0, limits::DNS_TTL_FLOOR),
+            (86_400, limits::DNS_TTL_CEILING),
+        ] {
+            let ttl = Duration::from_secs(ttl);
+            let fresh = Answers {
+                ttl,
+                ..answers(found(&["2001:db8::1"]), found(&["192.0.2.1"]))
+            };
+            assert_eq!(Known::default().learn(&host, fresh).1, expected);
+        }
+    }
+
+    #[test]
+    fn short_names_are_completed_as_resolv_conf_says() {
+        let servers = Servers {
+            search: [Name::from_ascii("corp.example").expect("a name")].into(),
+            ..Servers::new(Some(SocketAddr::from(([127, 0, 0, 1], 53)))).expect("no socket yet")
+        };
+        let candidates = |name: &str| -> Vec<String> {
+            let name = Name::from_ascii(name).expect("a name");
+            let candidates = servers.candidates(&name);
+            candidates.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(candidates("ingest"), ["ingest.corp.example.", "ingest."]);
+        assert_eq!(candidates("a.b"), ["a.b.", "a.b.corp.example."]);
+        assert_eq!(candidates("a.b."), ["a.b."]);
     }
 }

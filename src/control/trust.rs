@@ -31,13 +31,21 @@ const PROTOCOL: &[u8] = b"http/1.1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TrustId(u32);
 
-/// The TLS configuration of a pair.
-#[derive(Debug, Clone)]
+/// The TLS configuration of a pair. Its `Debug` shows nothing of the certificate and its key.
+#[derive(Clone)]
 pub struct Trusted {
     /// Which pair.
     pub id: TrustId,
     /// Shared by every server of the pair and by all cores.
     pub config: Arc<ClientConfig>,
+}
+
+impl fmt::Debug for Trusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trusted")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Every TLS configuration in use, by value of what makes it.
@@ -252,5 +260,229 @@ impl TrustStore {
         self.roots_next += 1;
         self.roots.insert(certificates, roots.clone());
         roots
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::{
+        ClientConnection, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
+        server::WebPkiClientVerifier,
+    };
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+
+    use super::*;
+
+    /// A certificate that signs itself, with its key.
+    fn pair(name: &str) -> (CertificateDer<'static>, PrivatePkcs8KeyDer<'static>) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        (certificate.der().clone(), key.serialize_der().into())
+    }
+
+    fn trust(roots: &[CertificateDer<'static>]) -> Trust {
+        Trust {
+            path: PathBuf::from("ca.pem"),
+            roots: roots.to_vec(),
+        }
+    }
+
+    fn client(
+        (certificate, key): &(CertificateDer<'static>, PrivatePkcs8KeyDer<'static>),
+    ) -> Arc<ClientCertificate> {
+        Arc::new(ClientCertificate {
+            path: PathBuf::from("client.pem"),
+            key_path: PathBuf::from("client.key"),
+            chain: vec![certificate.clone()],
+            key: PrivateKeyDer::Pkcs8(key.clone_key()),
+        })
+    }
+
+    #[test]
+    fn equal_pairs_share_a_configuration_however_often_they_were_read() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let roots = [one.0.clone(), two.0.clone()];
+        let turned = [two.0.clone(), one.0.clone(), one.0.clone()];
+        let first = store
+            .config(Some(&trust(&roots)), Some(&client(&one)))
+            .expect("a configuration");
+        let again = store
+            .config(Some(&trust(&turned)), Some(&client(&one)))
+            .expect("a configuration");
+        assert_eq!(first.id, again.id);
+        assert!(Arc::ptr_eq(&first.config, &again.config));
+    }
+
+    #[test]
+    fn pairs_that_differ_in_roots_or_certificate_share_nothing() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let mut ids = HashSet::new();
+        for roots in [&one, &two] {
+            let roots = trust(std::slice::from_ref(&roots.0));
+            for shown in [None, Some(client(&one)), Some(client(&two))] {
+                let trusted = store.config(Some(&roots), shown.as_ref());
+                let trusted = trusted.expect("a configuration");
+                assert!(ids.insert(trusted.id));
+                assert_eq!(
+                    trusted.config.client_auth_cert_resolver.has_certs(),
+                    shown.is_some()
+                );
+            }
+        }
+        assert_eq!(ids.len(), 6);
+    }
+
+    #[test]
+    fn a_configuration_speaks_http_1_1_in_small_records() {
+        let one = pair("one.example");
+        let trusted = TrustStore::default()
+            .config(Some(&trust(&[one.0])), None)
+            .expect("a configuration");
+        assert_eq!(trusted.config.alpn_protocols, [b"http/1.1".to_vec()]);
+        assert_eq!(
+            trusted.config.max_fragment_size,
+            Some(limits::TLS_RECORD_BYTES)
+        );
+        assert!(trusted.config.enable_sni);
+    }
+
+    /// A server's certificate and key for `name`, signed by itself.
+    fn server(name: &str, client_ca: Option<&CertificateDer<'static>>) -> (Trust, ServerConfig) {
+        let (certificate, key) = pair(name);
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions");
+        let builder = match client_ca {
+            None => builder.with_no_client_auth(),
+            Some(ca) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(ca.clone()).expect("a root");
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().expect("a verifier"))
+            }
+        };
+        let mut config = builder
+            .with_single_cert(vec![certificate.clone()], key.into())
+            .expect("a certificate and its key");
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        (trust(&[certificate]), config)
+    }
+
+    /// Lets both ends talk until both are content, or one refuses.
+    fn shake_hands(
+        trusted: &Trusted,
+        name: &str,
+        server: &Arc<ServerConfig>,
+    ) -> Result<ClientConnection, rustls::Error> {
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let mut near = ClientConnection::new(Arc::clone(&trusted.config), name)?;
+        let mut far = ServerConnection::new(Arc::clone(server))?;
+        // The last round carries the session tickets.
+        for _ in 0..4 {
+            let mut wire = Vec::new();
+            near.write_tls(&mut wire).expect("memory");
+            far.read_tls(&mut wire.as_slice()).expect("memory");
+            far.process_new_packets()?;
+            wire.clear();
+            far.write_tls(&mut wire).expect("memory");
+            near.read_tls(&mut wire.as_slice()).expect("memory");
+            near.process_new_packets()?;
+        }
+        assert!(!near.is_handshaking() && !far.is_handshaking());
+        Ok(near)
+    }
+
+    #[test]
+    fn names_addresses_and_roots_are_checked() {
+        let mut store = TrustStore::default();
+        for name in ["h.example", "192.0.2.1", "2001:db8::1"] {
+            let (roots, far) = server(name, None);
+            let far = Arc::new(far);
+            let trusted = store.config(Some(&roots), None).expect("a configuration");
+            let near = shake_hands(&trusted, name, &far).expect("trusted");
+            // The server would rather speak HTTP/2.
+            assert_eq!(near.alpn_protocol(), Some(&b"http/1.1"[..]));
+            for other in ["other.example", "192.0.2.2"] {
+                assert!(shake_hands(&trusted, other, &far).is_err(), "{other}");
+            }
+            let (strangers, _) = server(name, None);
+            let strange = store.config(Some(&strangers), None).expect("one");
+            assert!(shake_hands(&strange, name, &far).is_err());
+        }
+    }
+
+    #[test]
+    fn the_client_certificate_is_shown_and_both_versions_are_spoken() {
+        let (mine, other) = (pair("gateway.example"), pair("other.example"));
+        let mut store = TrustStore::default();
+        let (roots, far) = server("h.example", Some(&mine.0));
+        let same_certificate = Arc::clone(&far.cert_resolver);
+        let far = Arc::new(far);
+        let shown = store.config(Some(&roots), Some(&client(&mine)));
+        let shown = shown.expect("a configuration");
+        let near = shake_hands(&shown, "h.example", &far).expect("accepted");
+        assert_eq!(near.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        for unfit in [None, Some(client(&other))] {
+            let unfit = store.config(Some(&roots), unfit.as_ref()).expect("one");
+            assert!(shake_hands(&unfit, "h.example", &far).is_err());
+        }
+        let older = ServerConfig::builder_with_provider(Arc::clone(&store.provider))
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .expect("versions")
+            .with_no_client_auth()
+            .with_cert_resolver(same_certificate);
+        let near = shake_hands(&shown, "h.example", &Arc::new(older)).expect("accepted");
+        assert_eq!(near.protocol_version(), Some(ProtocolVersion::TLSv1_2));
+    }
+
+    #[test]
+    fn sessions_are_resumed_within_a_pair_and_never_across() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let (roots, far) = server("h.example", None);
+        let far = Arc::new(far);
+        let mut kind = |shown: &Arc<ClientCertificate>| {
+            let trusted = store.config(Some(&roots), Some(shown)).expect("one");
+            let near = shake_hands(&trusted, "h.example", &far).expect("trusted");
+            near.handshake_kind()
+        };
+        assert_eq!(kind(&client(&one)), Some(HandshakeKind::Full));
+        assert_eq!(kind(&client(&one)), Some(HandshakeKind::Resumed));
+        assert_eq!(kind(&client(&two)), Some(HandshakeKind::Full));
+    }
+
+    #[test]
+    fn a_pair_that_is_not_used_is_forgotten_and_its_number_is_not_given_again() {
+        let (one, two) = (pair("one.example"), pair("two.example"));
+        let mut store = TrustStore::default();
+        let mut id = |certificate: &CertificateDer<'static>, used: bool| {
+            let trust = trust(std::slice::from_ref(certificate));
+            let id = store.config(Some(&trust), None).expect("one").id;
+            if !used {
+                store.retain(&HashSet::new());
+                assert!(store.configs.is_empty() && store.roots.is_empty());
+            }
+            id
+        };
+        let first = id(&one.0, false);
+        let second = id(&two.0, false);
+        let third = id(&one.0, true);
+        let fourth = id(&one.0, true);
+        assert!(first != second && second != third && first != third);
+        assert_eq!(third, fourth);
+    }
+
+    #[test]
+    fn missing_system_roots_are_named_with_the_remedy() {
+        let error = TrustError::NoSystemRoots { cause: None };
+        assert!(error.to_string().contains("apt install ca-certificates"));
     }
 }

@@ -22,8 +22,8 @@ const HIDDEN: &str = "***";
 /// The settings, one a line.
 pub(super) fn render(settings: &Settings) -> String {
     let mut out = String::from(
-        "# Settings in force: defaults, file and flags. Passwords are hidden; devices stand with \
-         their accounts,\n# wherever they were written.\n\n",
+        "# Settings in force: defaults, file and flags. Passwords are hidden; devices stand with\n\
+         # their accounts, wherever they were written.\n\n",
     );
     match &settings.domain {
         Some(domain) => line(&mut out, "domain", quoted(domain)),
@@ -90,7 +90,7 @@ fn sections(out: &mut String, settings: &Settings) {
             out.push_str("\n[access_log]\n");
             let path = match log.path.as_path() {
                 standard_output if standard_output == Path::new("-") => quoted("-"),
-                file => absolute(file),
+                file => quoted_path(file),
             };
             line(out, "path", path);
             let format = match log.format {
@@ -130,11 +130,11 @@ fn render_server(out: &mut String, server: &Server) {
         line(out, "login", login);
     }
     if let Some(certificate) = &server.client_certificate {
-        line(out, "client_certificate", absolute(&certificate.path));
-        line(out, "client_key", absolute(&certificate.key_path));
+        line(out, "client_certificate", quoted_path(&certificate.path));
+        line(out, "client_key", quoted_path(&certificate.key_path));
     }
     if let Some(trust) = &server.trust {
-        line(out, "ca", absolute(&trust.path));
+        line(out, "ca", quoted_path(&trust.path));
     }
     line(out, "hyphen_aliases", server.hyphen_aliases);
     let on_failure = match server.on_failure {
@@ -224,9 +224,14 @@ fn duration(duration: Duration) -> String {
     }
 }
 
-fn absolute(path: &Path) -> String {
+fn quoted_path(path: &Path) -> String {
+    quoted(&absolute(path))
+}
+
+/// The path from the root of the file system, links unfollowed.
+pub(super) fn absolute(path: &Path) -> String {
     let path = path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    quoted(&path.display().to_string())
+    path.display().to_string()
 }
 
 fn quoted(text: &str) -> String {

@@ -4,6 +4,7 @@ use hashbrown::HashMap;
 use rustls_pki_types::CertificateDer;
 use x509_parser::parse_x509_certificate;
 
+use super::effective;
 use crate::{
     config::settings::{ClientCertificate, Scheme, Server, Settings},
     snapshot::{Snapshot, route::Route},
@@ -50,7 +51,7 @@ fn row(server: &Server, route: &Route, resolved: bool) -> Vec<String> {
     let (subject, expires) = certificate.map_or_else(none, |shown| described(shown));
     let ca = match &server.trust {
         _ if !is_tls => "-".to_owned(),
-        Some(trust) => trust.path.display().to_string(),
+        Some(trust) => effective::absolute(&trust.path),
         None => "system".to_owned(),
     };
     let login = server.login.as_ref();
@@ -81,7 +82,7 @@ fn described(certificate: &ClientCertificate) -> (String, String) {
     match leaf.map(parse_x509_certificate) {
         Some(Ok((_, leaf))) => (
             visible(&leaf.subject().to_string()),
-            leaf.validity().not_after.to_string(),
+            leaf.validity().not_after.to_datetime().date().to_string(),
         ),
         _ => none(),
     }
