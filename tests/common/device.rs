@@ -1,7 +1,7 @@
 //! A scripted device: raw bytes from a chosen loopback address.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufReader, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
 };
 
@@ -14,7 +14,7 @@ use super::{
 
 /// A connection from a device to the gateway.
 pub struct Device {
-    stream: TcpStream,
+    stream: BufReader<TcpStream>,
 }
 
 impl Device {
@@ -28,17 +28,19 @@ impl Device {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream }
+        Self {
+            stream: BufReader::new(stream),
+        }
     }
 
     /// Sends all of `bytes`; a gateway that has ended the connection fails the test.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
+        self.stream.get_mut().write_all(bytes.as_ref()).unwrap();
     }
 
     /// Sends what the gateway takes; it may have ended the connection.
     pub fn send_if_wanted(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        self.stream.get_mut().write_all(bytes.as_ref())
     }
 
     /// The next answer, interim ones included.
@@ -78,12 +80,12 @@ impl Device {
 
     /// Says that no more bytes will come.
     pub fn finish(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
+        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
     }
 
     /// The socket itself.
     pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.stream.get_ref()
     }
 }
 

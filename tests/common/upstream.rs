@@ -1,7 +1,7 @@
 //! A scripted server: every connection runs a script in a thread of its own.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
@@ -36,7 +36,7 @@ pub struct Conversation {
     /// Counts connections from 1.
     pub number: usize,
     socket: TcpStream,
-    stream: Box<dyn ReadWrite>,
+    stream: BufReader<Box<dyn ReadWrite>>,
     shared: Arc<Shared>,
 }
 
@@ -159,7 +159,7 @@ fn converse(
     let mut conversation = Conversation {
         number,
         socket: copy,
-        stream,
+        stream: BufReader::new(stream),
         shared,
     };
     // A script that fails ends its connection; what the device sees then is the test's business.
@@ -188,6 +188,15 @@ impl Conversation {
                 .push((self.number, message.clone()));
         }
         Ok(message)
+    }
+
+    /// Forgets this connection's requests: a long load must not fill the memory.
+    pub fn forget(&mut self) {
+        self.shared
+            .requests
+            .lock()
+            .unwrap()
+            .retain(|(number, _)| *number != self.number);
     }
 
     /// The body that follows a head.
@@ -220,8 +229,9 @@ impl Conversation {
     }
 
     pub fn write(&mut self, bytes: impl AsRef<[u8]>) -> Step {
-        self.stream.write_all(bytes.as_ref())?;
-        self.stream.flush()
+        let stream = self.stream.get_mut();
+        stream.write_all(bytes.as_ref())?;
+        stream.flush()
     }
 
     /// Answers 200 with this body.
