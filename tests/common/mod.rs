@@ -13,6 +13,7 @@
 
 pub mod certificates;
 pub mod device;
+pub mod engine;
 pub mod gateway;
 pub mod upstream;
 pub mod wire;

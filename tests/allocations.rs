@@ -1,0 +1,205 @@
+//! A warm request on kept-alive connections allocates nothing on the heap.
+//!
+//! The engine runs inside this test, on one core, under an allocator that counts. Devices and
+//! servers here use fixed buffers, so that every allocation that is seen is the gateway's.
+
+#![allow(clippy::unwrap_used)]
+#![allow(unsafe_code, reason = "an allocator is unsafe by its nature")]
+
+mod common;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    backtrace::Backtrace,
+    cell::Cell,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use common::{
+    certificates::{Authority, Validity},
+    engine,
+};
+use m2u::{
+    config::settings::Slot,
+    snapshot::route::{Route, UpstreamTls},
+};
+use rustls::{ClientConfig, RootCertStore, ServerConnection, pki_types::pem::PemObject};
+
+/// Remembers where each allocation came from while it is armed.
+struct Recorder;
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Recorder {
+    fn record(&self) {
+        if !ARMED.load(Ordering::SeqCst) || RECORDING.replace(true) {
+            return;
+        }
+        let trace = Backtrace::force_capture().to_string();
+        SEEN.lock().unwrap().push(trace);
+        RECORDING.set(false);
+    }
+}
+
+// SAFETY: every call goes on to the system's allocator unchanged; recording allocates through the
+// same allocator, and can't enter itself.
+unsafe impl GlobalAlloc for Recorder {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.record();
+        // SAFETY: the caller's promises are the ones that the system's allocator asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are the ones that the system's allocator asks for.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        self.record();
+        // SAFETY: the caller's promises are the ones that the system's allocator asks for.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static RECORDER: Recorder = Recorder;
+
+const REQUEST: &[u8] = b"POST /ingest?x=1 HTTP/1.1\r\nHost: m2u.talk2m.com\r\n\
+    Content-Type: application/json\r\nX-Talk2M-Device: forged\r\nContent-Length: 10\r\n\r\n\
+    {\"a\":1234}";
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: fixed\r\nContent-Length: 2\r\n\r\nok";
+const WARM_UP: usize = 200;
+const MEASURED: usize = 1_000;
+
+/// Both tests count for the whole process, so they take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Starts the engine on one core, asks warm requests, and answers where it allocated meanwhile.
+fn allocations_of(route: Route) -> Vec<String> {
+    let engine = engine::start([route]);
+    let mut device = TcpStream::connect(engine.addresses()[0].0).unwrap();
+    device.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    ask(&mut device, WARM_UP);
+    ARMED.store(true, Ordering::SeqCst);
+    ask(&mut device, MEASURED);
+    ARMED.store(false, Ordering::SeqCst);
+    drop(device);
+    engine.drain(Duration::from_secs(5));
+    engine.join().unwrap();
+    std::mem::take(&mut SEEN.lock().unwrap())
+}
+
+fn ask(device: &mut TcpStream, times: usize) {
+    let mut buffer = [0; 1024];
+    for _ in 0..times {
+        device.write_all(REQUEST).unwrap();
+        let mut received = 0;
+        while !buffer[..received].ends_with(b"\r\n\r\nok") {
+            let more = device.read(&mut buffer[received..]).unwrap();
+            assert!(more > 0, "{}", String::from_utf8_lossy(&buffer[..received]));
+            received += more;
+        }
+        assert!(buffer.starts_with(b"HTTP/1.1 200 OK\r\n"));
+    }
+}
+
+/// Answers every request on every connection, out of fixed buffers.
+fn serve(stream: &mut (impl Read + Write)) {
+    let mut buffer = [0; 4096];
+    let mut received = 0;
+    while let Ok(more) = stream.read(&mut buffer[received..]) {
+        if more == 0 {
+            return;
+        }
+        received += more;
+        if buffer[..received].ends_with(b"{\"a\":1234}") {
+            assert!(buffer.starts_with(b"POST /base/ingest?x=1 HTTP/1.1\r\n"));
+            received = 0;
+            if stream.write_all(ANSWER).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_warm_plain_request_allocates_nothing() {
+    let _turn = TURN.lock().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || serve(&mut listener.accept().unwrap().0));
+    let seen = allocations_of(engine::route(Slot::FIRST, address, None));
+    assert!(
+        seen.is_empty(),
+        "{} allocations, the first:\n{}",
+        seen.len(),
+        seen[0]
+    );
+    server.join().unwrap();
+}
+
+#[test]
+fn a_warm_request_over_tls_allocates_nothing_but_what_rustls_does() {
+    let _turn = TURN.lock().unwrap();
+    let authority = Authority::new("Customer CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(rustls::pki_types::CertificateDer::from_pem_file(authority.pem()).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let tls = UpstreamTls {
+        config: Arc::new(config),
+        name: "127.0.0.1".try_into().unwrap(),
+    };
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server_config = Authority::server_config(&leaf, None);
+    let server = thread::spawn(move || {
+        let session = ServerConnection::new(server_config).unwrap();
+        let socket = listener.accept().unwrap().0;
+        serve(&mut rustls::StreamOwned::new(session, socket));
+    });
+    let seen = allocations_of(engine::route(Slot::FIRST, address, Some(tls)));
+    assert!(
+        !seen.is_empty(),
+        "rustls is known to allocate: the recorder must be deaf"
+    );
+    for trace in &seen {
+        assert_eq!(allocator(trace), Some("rustls"), "{trace}");
+    }
+    server.join().unwrap();
+}
+
+/// Whose code asked for memory: the innermost frame of a party that could have.
+fn allocator(trace: &str) -> Option<&'static str> {
+    trace.lines().find_map(|line| {
+        let is = |name: &str| line.contains(name);
+        if is("rustls::") || is("aws_lc") {
+            Some("rustls")
+        } else if is(": m2u::") || is("<m2u::") || is("monoio::") {
+            Some("m2u")
+        } else {
+            None
+        }
+    })
+}

@@ -1,0 +1,76 @@
+//! The engine inside a test's own process, on one core, over a snapshot made by hand.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use m2u::{
+    config::settings::{Limits, Listen, OnFailure, Scheme, Slot, Timeouts, Tuning},
+    engine::{Engine, EngineSettings},
+    snapshot::{
+        Snapshot,
+        identity::IdentityTable,
+        publish::Publisher,
+        route::{AccountId, PoolId, Route, RouteTable, Secret, Stamp, Upstream, UpstreamTls},
+    },
+};
+
+/// A server of the only account, with everything that a route can have.
+pub fn route(slot: Slot, address: SocketAddr, tls: Option<UpstreamTls>) -> Route {
+    Route {
+        account: AccountId(0),
+        account_ref: "acme".into(),
+        slot,
+        upstream: Arc::new(Upstream {
+            pool: PoolId(slot.number().into()),
+            scheme: if tls.is_some() {
+                Scheme::Https
+            } else {
+                Scheme::Http
+            },
+            host: "127.0.0.1".into(),
+            port: address.port(),
+            addresses: Arc::new([address]),
+            unresolved: None,
+            tls,
+        }),
+        host_field: format!("Host: {address}\r\n").into_bytes().into(),
+        base_path: b"/base".as_slice().into(),
+        stamp: Stamp::Exposed {
+            account_field: b"X_Talk2M_Account: acme\r\n".as_slice().into(),
+        },
+        hyphen_aliases: true,
+        authorization: Some(Secret::new(*b"Authorization: Basic YWNtZTpzZWNyZXQ=\r\n")),
+        on_failure: OnFailure::Respond,
+        timeouts: Timeouts::default(),
+        body_bytes_max: 1_000_000,
+    }
+}
+
+/// Starts the engine for the only device, which speaks from 127.0.0.1.
+pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
+    let mut identities = IdentityTable::default();
+    let network = "127.0.0.1/32".parse().unwrap();
+    identities
+        .insert(network, AccountId(0), "press-07", "1932-0069-24")
+        .unwrap();
+    let publisher = Publisher::new(Snapshot {
+        identities: Arc::new(identities),
+        routes: Arc::new(RouteTable::from_iter(routes)),
+        domain: "talk2m.com".into(),
+        allow_networks: ["127.0.0.0/8".parse().unwrap()].into(),
+    });
+    let core = core_affinity::get_core_ids().unwrap()[0].id;
+    let settings = EngineSettings {
+        listen: vec![Listen {
+            address: "127.0.0.1:0".parse().unwrap(),
+            slot: Slot::FIRST,
+            proxy_protocol_from: Vec::new(),
+        }],
+        timeouts: Timeouts::default(),
+        limits: Limits::default(),
+        tuning: Tuning {
+            cores: vec![core],
+            ..Tuning::default()
+        },
+    };
+    Engine::start(settings, &publisher).unwrap()
+}
