@@ -79,14 +79,14 @@ impl Shard {
 
     /// The newest snapshot; taken once per request and kept for that exchange.
     #[inline]
-    #[expect(
-        clippy::redundant_allocation,
-        reason = "the outer count is the core's own"
-    )]
     pub fn snapshot(&self) -> Rc<Arc<Snapshot>> {
         let Snapshots { subscriber, newest } = &mut *self.snapshots.borrow_mut();
         let published = subscriber.load();
         if !Arc::ptr_eq(published, newest) {
+            // A connection to an address that is refused from now on must not be used again.
+            if published.allow_networks != newest.allow_networks {
+                self.pools.clear();
+            }
             *newest = Rc::new(Arc::clone(published));
         }
         Rc::clone(newest)

@@ -16,7 +16,7 @@ use crate::snapshot::{
 /// Bytes of a rendered request id.
 pub const REQUEST_ID_BYTES: usize = 32;
 
-/// The identity of a device that is not exposed **[doc]**.
+/// The identity of a device that is not exposed.
 const CONCEALED: &[u8] = b"X_Talk2M_Account: \r\nX_Talk2M_Device: \r\nX_Talk2M_SerialNumber: \r\n";
 /// The same under names that every server passes on.
 const CONCEALED_ALIASES: &[u8] =
