@@ -141,7 +141,7 @@ impl Gateway {
         let by = Instant::now() + limits::DNS_FIRST_ANSWERS;
         while !resolver.is_settled() {
             match timeout_at(by, resolver.events()).await {
-                Ok(events) => tell_failures(&events),
+                Ok(events) => tell(&events),
                 Err(_) => break,
             }
         }
@@ -229,9 +229,7 @@ impl Gateway {
     }
 
     fn learn(&mut self, events: &[Event]) {
-        for event in events {
-            say(format_args!("{event}"));
-        }
+        tell(events);
         if self.reload.is_none() || self.resolver.is_settled() {
             self.publish();
         }
@@ -412,11 +410,13 @@ fn raise_file_limit(limits: &Limits) {
     }
 }
 
-/// Before the start a name that resolves is no news.
-fn tell_failures(events: &[Event]) {
+/// Tells what an operator may have to act on: names fail and recover, but they move all the time.
+fn tell(events: &[Event]) {
     for event in events {
-        if let Event::Failed { .. } = event {
-            say(format_args!("warning: {event}"));
+        match event {
+            Event::Moved { .. } => {}
+            Event::Recovered { .. } => say(format_args!("{event}")),
+            Event::Failed { .. } => say(format_args!("warning: {event}")),
         }
     }
 }

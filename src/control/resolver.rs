@@ -57,8 +57,15 @@ pub struct Resolution {
 /// Something that an operator may want to know, and after which addresses may differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A name has other addresses than before, or is well again.
-    Resolved {
+    /// A name has other addresses than before; many do every minute.
+    Moved {
+        /// The name.
+        host: Arc<str>,
+        /// Its addresses now.
+        addresses: Arc<[IpAddr]>,
+    },
+    /// A name that could not be resolved is well again.
+    Recovered {
         /// The name.
         host: Arc<str>,
         /// Its addresses now.
@@ -78,9 +85,11 @@ pub enum Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Resolved { host, addresses } => {
-                write!(f, "{host} is at")?;
-                addresses.iter().try_for_each(|ip| write!(f, " {ip}"))
+            Self::Moved { host, addresses } => {
+                write!(f, "{host} is at {}", Listed(addresses))
+            }
+            Self::Recovered { host, addresses } => {
+                write!(f, "{host} can be resolved again: {}", Listed(addresses))
             }
             Self::Failed { host, reason, kept } => {
                 write!(f, "{host} cannot be resolved: {reason}; ")?;
@@ -90,6 +99,18 @@ impl fmt::Display for Event {
                 }
             }
         }
+    }
+}
+
+/// Addresses one after the other.
+struct Listed<'a>(&'a [IpAddr]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(index, ip)| {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{ip}")
+        })
     }
 }
 
@@ -312,7 +333,11 @@ impl Known {
         // One family alone is enough; what the other one lacks is tried again, and not told.
         self.failure = failure.clone().filter(|_| !any);
         let event = match &self.failure {
-            None if moved || !was_well => Some(Event::Resolved {
+            None if !was_well => Some(Event::Recovered {
+                host: Arc::clone(host),
+                addresses: Arc::clone(&self.addresses),
+            }),
+            None if moved => Some(Event::Moved {
                 host: Arc::clone(host),
                 addresses: Arc::clone(&self.addresses),
             }),
@@ -739,8 +764,15 @@ mod tests {
         }
     }
 
-    fn resolved(addresses: &[&str]) -> Event {
-        Event::Resolved {
+    fn moved(addresses: &[&str]) -> Event {
+        Event::Moved {
+            host: HOST.into(),
+            addresses: ips(addresses).into(),
+        }
+    }
+
+    fn recovered(addresses: &[&str]) -> Event {
+        Event::Recovered {
             host: HOST.into(),
             addresses: ips(addresses).into(),
         }
@@ -755,7 +787,7 @@ mod tests {
             assert!(!resolver.is_settled());
             assert!(resolver.resolution(HOST).unresolved.is_some());
             let expected = ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"];
-            assert_eq!(resolver.events().await, [resolved(&expected)]);
+            assert_eq!(resolver.events().await, [moved(&expected)]);
             assert!(resolver.is_settled());
             assert_eq!(*resolver.resolution(HOST).addresses, *ips(&expected));
             assert_eq!(resolver.resolution(HOST).unresolved, None);
@@ -776,7 +808,7 @@ mod tests {
             server.set(&["192.0.2.9", "2001:db8::9"], None);
             expire(&mut resolver);
             let expected = ["2001:db8::9", "192.0.2.9"];
-            assert_eq!(resolver.events().await, [resolved(&expected)]);
+            assert_eq!(resolver.events().await, [moved(&expected)]);
         });
     }
 
@@ -802,7 +834,7 @@ mod tests {
                 assert!(*due <= Instant::now() + limits::DNS_RETRY_FLOOR);
                 server.set(&["192.0.2.1"], None);
                 expire(&mut resolver);
-                assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+                assert_eq!(resolver.events().await, [recovered(&["192.0.2.1"])]);
             }
         });
     }
@@ -834,14 +866,14 @@ mod tests {
             let server = NameServer::start(&["192.0.2.1", "2001:db8::1"]);
             let (mut resolver, hosts) = resolver(&server, "10.0.0.5 other Ingest.ACME.example\n");
             resolver.follow([HOST]);
-            assert_eq!(resolver.events().await, [resolved(&["10.0.0.5"])]);
+            assert_eq!(resolver.events().await, [moved(&["10.0.0.5"])]);
             assert_eq!(server.zone().questions, 0);
             fs::write(hosts.path(), "10.0.0.6 ingest.acme.example\n").expect("a file");
             expire(&mut resolver);
-            assert_eq!(resolver.events().await, [resolved(&["10.0.0.6"])]);
+            assert_eq!(resolver.events().await, [moved(&["10.0.0.6"])]);
             fs::write(hosts.path(), "").expect("a file");
             expire(&mut resolver);
-            let from_server = resolved(&["2001:db8::1", "192.0.2.1"]);
+            let from_server = moved(&["2001:db8::1", "192.0.2.1"]);
             assert_eq!(resolver.events().await, [from_server]);
         });
     }
@@ -854,12 +886,12 @@ mod tests {
             let (mut resolver, _hosts) = resolver(&server, "");
             resolver.follow([HOST]);
             let asked = Instant::now();
-            assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+            assert_eq!(resolver.events().await, [moved(&["192.0.2.1"])]);
             assert!(asked.elapsed() >= limits::DNS_SECOND_FAMILY);
             server.zone().mute = None;
             expire(&mut resolver);
             let expected = ["2001:db8::1", "192.0.2.1"];
-            assert_eq!(resolver.events().await, [resolved(&expected)]);
+            assert_eq!(resolver.events().await, [moved(&expected)]);
         });
     }
 
@@ -877,7 +909,12 @@ mod tests {
             server.set(&["192.0.2.1"], None);
             resolver.follow([HOST]);
             assert_eq!(resolver.due.len(), 1);
-            assert_eq!(resolver.events().await, [resolved(&["192.0.2.1"])]);
+            let events = resolver.events().await;
+            assert_eq!(events, [recovered(&["192.0.2.1"])]);
+            assert_eq!(
+                events[0].to_string(),
+                "ingest.acme.example can be resolved again: 192.0.2.1"
+            );
         });
     }
 
@@ -939,12 +976,12 @@ mod tests {
         let failed = Answer::Failed("late".into());
         let (event, wait) = known.learn(&host, answers(failed.clone(), found(&["192.0.2.2"])));
         let both = ["2001:db8::1", "192.0.2.2"];
-        assert_eq!(event, Some(resolved(&both)));
+        assert_eq!(event, Some(moved(&both)));
         assert_eq!(wait, limits::DNS_RETRY_FLOOR);
         // Said to be absent, it goes; another order alone is no news.
         let absent = Answer::Absent("none".into());
         let (event, wait) = known.learn(&host, answers(absent.clone(), found(&["192.0.2.2"])));
-        assert_eq!(event, Some(resolved(&["192.0.2.2"])));
+        assert_eq!(event, Some(moved(&["192.0.2.2"])));
         assert_eq!(wait, Duration::from_secs(100));
         // No family at all: what is known stays.
         let (event, _) = known.learn(&host, answers(absent, failed));
