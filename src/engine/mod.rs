@@ -64,6 +64,11 @@ impl Engine {
         &[]
     }
 
+    /// None.
+    pub fn cores(&self) -> &[usize] {
+        &[]
+    }
+
     /// Nothing to drain.
     pub fn drain(&self, _: Duration) {}
 
