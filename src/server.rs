@@ -49,7 +49,7 @@ enum Fault {
     Signals(io::Error),
     Settings(ReloadError),
     Start(StartError),
-    Broken(Option<EngineError>),
+    Broken,
     Stuck,
     Interrupted,
 }
@@ -61,8 +61,7 @@ impl fmt::Display for Fault {
             Self::Signals(error) => write!(f, "signals cannot be received: {error}"),
             Self::Settings(error) => error.fmt(f),
             Self::Start(error) => error.fmt(f),
-            Self::Broken(None) => f.write_str("a worker has ended by itself; giving up"),
-            Self::Broken(Some(error)) => write!(f, "a worker has ended by itself: {error}"),
+            Self::Broken => f.write_str("a worker has ended by itself; giving up"),
             Self::Stuck => f.write_str("the workers did not end in time; giving up"),
             Self::Interrupted => f.write_str("ended at once by a second signal"),
         }
@@ -141,7 +140,7 @@ impl Gateway {
         let by = Instant::now() + limits::DNS_FIRST_ANSWERS;
         while !resolver.is_settled() {
             match timeout_at(by, resolver.events()).await {
-                Ok(events) => tell_failures(&events),
+                Ok(events) => tell(&events),
                 Err(_) => break,
             }
         }
@@ -159,7 +158,10 @@ impl Gateway {
         for (address, slot) in engine.addresses() {
             say(format_args!("listening on {address} ({slot})"));
         }
-        let cores = counted(cores(settings), "core");
+        let cores = match engine.cores().len() {
+            1 => "1 core".to_owned(),
+            count => format!("{count} cores"),
+        };
         say(format_args!("ready: {cores}, {}", settings.inventory()));
         Ok(Self {
             arguments,
@@ -188,7 +190,7 @@ impl Gateway {
                 () = until(reload) => self.publish(),
                 _ = health.tick() => {
                     if self.engine.is_broken() {
-                        return Err(self.broken());
+                        return Err(Fault::Broken);
                     }
                 }
             }
@@ -229,9 +231,7 @@ impl Gateway {
     }
 
     fn learn(&mut self, events: &[Event]) {
-        for event in events {
-            say(format_args!("{event}"));
-        }
+        tell(events);
         if self.reload.is_none() || self.resolver.is_settled() {
             self.publish();
         }
@@ -268,21 +268,11 @@ impl Gateway {
                 }
             }
         }
-        match self.engine.is_broken() {
-            true => Err(self.broken()),
-            false => ManuallyDrop::into_inner(self.engine)
-                .join()
-                .map_err(|error| Fault::Broken(Some(error)))
-                .inspect(|()| say(format_args!("stopped"))),
-        }
-    }
-
-    /// What broke, if every worker has ended and so can tell.
-    fn broken(self) -> Fault {
-        match self.engine.is_stopped() {
-            true => Fault::Broken(ManuallyDrop::into_inner(self.engine).join().err()),
-            false => Fault::Broken(None),
-        }
+        // Every worker has ended, so that this waits for nothing.
+        let ended = ManuallyDrop::into_inner(self.engine).join();
+        ended.map_err(|EngineError| Fault::Broken)?;
+        say(format_args!("stopped"));
+        Ok(())
     }
 }
 
@@ -412,27 +402,14 @@ fn raise_file_limit(limits: &Limits) {
     }
 }
 
-/// Before the start a name that resolves is no news.
-fn tell_failures(events: &[Event]) {
+/// Tells what an operator may have to act on: names fail and recover, but they move all the time.
+fn tell(events: &[Event]) {
     for event in events {
-        if let Event::Failed { .. } = event {
-            say(format_args!("warning: {event}"));
+        match event {
+            Event::Moved { .. } => {}
+            Event::Recovered { .. } => say(format_args!("{event}")),
+            Event::Failed { .. } => say(format_args!("warning: {event}")),
         }
-    }
-}
-
-/// Workers that the engine starts: one a core.
-fn cores(settings: &Settings) -> usize {
-    match settings.tuning.cores.len() {
-        0 => core_affinity::get_core_ids().map_or(1, |cores| cores.len()),
-        named => named,
-    }
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        _ => format!("{count} {noun}s"),
     }
 }
 

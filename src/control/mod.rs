@@ -1,8 +1,9 @@
 //! Control plane: may block and allocate; never touches a device connection.
 //!
-//! [`resolver`] keeps the addresses of servers' names, [`trust`] the TLS configurations, and
-//! [`reload`] makes snapshots of both and of the settings.
+//! [`resolver`] keeps the addresses of servers' names, which `lookup` asks for; [`trust`] keeps the
+//! TLS configurations; [`reload`] makes snapshots of both and of the settings.
 
+mod lookup;
 pub mod reload;
 pub mod resolver;
 pub mod trust;
