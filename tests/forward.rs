@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    device::{self, Device},
-    gateway::{Gateway, PREAMBLE, account, acme, server},
+    device,
+    gateway::{Gateway, acme},
     upstream::Upstream,
 };
 

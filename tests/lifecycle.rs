@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
@@ -12,13 +14,11 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
+use common::{PATIENCE, wait_until};
 use tempfile::TempDir;
-
-/// Longer than anything here takes on the slowest machine; ends a test that would hang.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A gateway under test, with the folder of its configuration.
 struct Gateway {
@@ -103,14 +103,12 @@ impl Gateway {
 
     /// The exit status, and every line that was printed.
     fn end(mut self) -> (ExitStatus, String) {
-        let by = Instant::now() + PATIENCE;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < by, "it did not end: {:#?}", self.seen);
-            thread::sleep(Duration::from_millis(5));
-        };
+        let mut status = None;
+        wait_until("m2u to end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let status = status.unwrap();
         while let Ok(line) = self.lines.recv() {
             self.seen.push(line);
         }

@@ -53,7 +53,7 @@ impl Sender {
     }
 
     fn host(&self) -> &'static str {
-        if self.number / 2 % 2 == 0 {
+        if (self.number / 2).is_multiple_of(2) {
             "m2u"
         } else {
             "m2u2"

@@ -71,18 +71,23 @@ fn sources(folders: &[&str]) -> Vec<Source> {
     sources
 }
 
-/// Every `crate::…` path that a file uses, with groups written out, as `engine::net::tls`.
-fn imports(source: &Source) -> Vec<String> {
-    let code: String = source
-        .code()
-        .map(|(_, line)| line.trim())
-        .collect::<Vec<_>>()
-        .join(" ");
+/// Every path behind `root`, such as `crate::`, with groups written out, as `engine::net::tls`.
+fn paths_behind(root: &str, source: &Source) -> Vec<String> {
+    let lines: Vec<&str> = source.code().map(|(_, line)| line.trim()).collect();
+    let code = lines.join(" ");
     let mut found = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
-        expand("", &code[at + "crate::".len()..], &mut found);
+    for (at, _) in code.match_indices(root) {
+        let nested = code[..at].ends_with("super::");
+        if !nested {
+            expand("", &code[at + root.len()..], &mut found);
+        }
     }
     found
+}
+
+/// Every `crate::…` path that a file uses.
+fn imports(source: &Source) -> Vec<String> {
+    paths_behind("crate::", source)
 }
 
 /// Writes the path that `rest` begins with out to `found`; answers what follows it.

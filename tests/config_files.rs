@@ -1,0 +1,258 @@
+//! What `m2u check` says of the files that a configuration names: certificates, keys, device lists.
+//!
+//! Keys and certificates are made afresh; the passphrase-protected keys by the openssl program.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{fmt::Write as _, fs};
+
+use common::folder::*;
+use rcgen::date_time_ymd;
+
+#[test]
+fn certificates_and_keys_are_looked_at() {
+    let folder = Folder::new();
+    folder.pair("expired", |params| {
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+    });
+    folder.pair("future", |params| {
+        params.not_before = date_time_ymd(2190, 1, 1)
+    });
+    folder.write("text.pem", "no certificate\n");
+    folder.write(
+        "broken.pem",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    );
+    folder.write("torn.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
+    folder.write(
+        "key.pem",
+        &fs::read_to_string(folder.path("acme.key")).unwrap(),
+    );
+    fs::write(folder.path("binary.pem"), [0x30, 0x82, 0x01]).unwrap();
+    let pass = &format!("pass:{SECRET}");
+    folder.openssl(&[
+        "pkcs8",
+        "-topk8",
+        "-in",
+        "acme.key",
+        "-out",
+        "pkcs8.key",
+        "-passout",
+        pass,
+    ]);
+    folder.openssl(&[
+        "ec",
+        "-in",
+        "acme.key",
+        "-aes128",
+        "-out",
+        "legacy.key",
+        "-passout",
+        pass,
+    ]);
+    let legacy = fs::read_to_string(folder.path("legacy.key")).unwrap();
+    assert!(legacy.contains("Proc-Type: 4,ENCRYPTED"), "{legacy}");
+
+    let certificate = "client_certificate = \"acme.pem\"\nclient_key = \"acme.key\"";
+    for (pem, key, words) in [
+        (
+            "acme.pem",
+            "none.key",
+            "client_key: the file \"none.key\" does not exist",
+        ),
+        (
+            "none.pem",
+            "acme.key",
+            "client_certificate: the file \"none.pem\" does not exist",
+        ),
+        (
+            "acme.pem",
+            "gateway.key",
+            "client_key: the key in \"gateway.key\" does not belong to the first certificate in \
+            \"acme.pem\"",
+        ),
+        (
+            "expired.pem",
+            "expired.key",
+            "client_certificate: the certificate in \"expired.pem\" expired on Jan  1 ",
+        ),
+        (
+            "future.pem",
+            "future.key",
+            "client_certificate: the certificate in \"future.pem\" is not valid before ",
+        ),
+        (
+            "text.pem",
+            "acme.key",
+            "client_certificate: the file \"text.pem\" is not PEM",
+        ),
+        (
+            "binary.pem",
+            "acme.key",
+            "client_certificate: the file \"binary.pem\" is binary, not PEM; convert it: openssl",
+        ),
+        (
+            "key.pem",
+            "acme.key",
+            "client_certificate: the file \"key.pem\" holds no certificate",
+        ),
+        (
+            "broken.pem",
+            "acme.key",
+            "client_certificate: certificate 1 of 1 in \"broken.pem\" cannot be parsed",
+        ),
+        (
+            "torn.pem",
+            "acme.key",
+            "client_certificate: the file \"torn.pem\" is damaged PEM",
+        ),
+        (
+            "acme.pem",
+            "acme.pem",
+            "client_key: the file \"acme.pem\" holds no private key",
+        ),
+        (
+            "acme.pem",
+            "pkcs8.key",
+            "remove it: openssl pkey -in \"pkcs8.key\" -out plain.key",
+        ),
+        (
+            "acme.pem",
+            "legacy.key",
+            "remove it: openssl pkey -in \"legacy.key\" -out plain.key",
+        ),
+    ] {
+        let to = format!("client_certificate = \"{pem}\"\nclient_key = \"{key}\"");
+        folder.refuses(certificate, &to, words);
+    }
+    // One bad file that two servers name is one mistake.
+    for (name, words) in [
+        ("none.pem", "the file \"none.pem\" does not exist"),
+        (
+            "broken.pem",
+            "certificate 1 of 1 in \"broken.pem\" cannot be parsed",
+        ),
+        ("key.pem", "the file \"key.pem\" holds no certificate"),
+    ] {
+        let text = EXAMPLE.replace("acme-ca.pem", name);
+        folder.refuses_text(&text, &format!("account[0].server[0].ca: {words}"));
+    }
+}
+
+#[test]
+fn a_chain_and_its_key_may_share_a_file() {
+    let folder = Folder::new();
+    let both = ["acme.pem", "acme.key"].map(|name| fs::read_to_string(folder.path(name)).unwrap());
+    folder.write("acme.pem", &both.concat());
+    let text = EXAMPLE.replace("client_key = \"acme.key\"", "client_key = \"acme.pem\"");
+    assert_eq!(folder.check(&text, &[]).code, Some(0));
+}
+
+#[test]
+fn the_device_list_has_its_own_lines() {
+    let folder = Folder::new();
+    for (rows, words) in [
+        (
+            "10.8.2.1,gamma,a,1\n",
+            "devices.csv:2: account: the account \"gamma\" is not in m2u.toml",
+        ),
+        (
+            "\n\n10.8.2,acme,a,1\n",
+            "devices.csv:4: address: \"10.8.2\" is neither an address nor a prefix",
+        ),
+        (
+            "\r\n10.8.2.1/24,acme,a,1\r\n",
+            "devices.csv:3: address: \"10.8.2.1/24\" has bits set behind its prefix; write \
+            \"10.8.2.0/24\"",
+        ),
+        (
+            "10.8.2.1,acme,a\n",
+            "devices.csv:2: has 3 columns; write four: address,account,device,serial",
+        ),
+        ("10.8.2.1,acme,,1\n", "devices.csv:2: device: is empty"),
+        (
+            "10.8.2.1,acme,a, 1\n",
+            "devices.csv:2: serial: \" 1\" begins or ends with a space",
+        ),
+        (
+            "10.8.2.1,acme,\"a\nb\",1\n",
+            "devices.csv:2: device: \"a\\nb\" holds a control character",
+        ),
+        (
+            "10.8.2.1,acme,a,1\n10.8.2.1,acme,b,2\n",
+            "devices.csv:3: address: 10.8.2.1 already belongs to the device at devices.csv:2",
+        ),
+        (
+            "10.8.2.1,acme,a,1\n10.8.2.2,acme,a,2\n",
+            "devices.csv:3: serial: the device \"a\" has the serial \"1\" at devices.csv:2",
+        ),
+        (
+            "192.168.7.0/24,acme,a,1\n",
+            "devices.csv:2: address: 192.168.7.0/24 already belongs to the device at m2u.toml:",
+        ),
+        (
+            "10.8.2.1,acme,press-07,1932-0069-24\n",
+            "devices.csv:2: device: the device \"press-07\" is already at m2u.toml:",
+        ),
+    ] {
+        folder.write(
+            "devices.csv",
+            &format!("address,account,device,serial\n{rows}"),
+        );
+        folder.refuses_text(EXAMPLE, words);
+    }
+    for (text, words) in [
+        (
+            "",
+            "devices.csv: is empty; the first line must be: address,account,device,serial",
+        ),
+        ("10.8.2.1,acme,a,1\n", "devices.csv:1: has another header"),
+        (
+            "address;account;device;serial\n",
+            "devices.csv:1: has columns separated by semicolons, not commas",
+        ),
+    ] {
+        folder.write("devices.csv", text);
+        folder.refuses_text(EXAMPLE, words);
+    }
+    // A byte order mark and the line ends of Windows are no mistakes.
+    folder.write(
+        "devices.csv",
+        "\u{feff}address,account,device,serial\r\n10.8.2.1,acme,a,1\r\n",
+    );
+    assert_eq!(folder.check(EXAMPLE, &[]).code, Some(0));
+    fs::write(
+        folder.path("devices.csv"),
+        b"address,account,device,serial\n10.8.2.1,acme,M\xfchle,1\n",
+    )
+    .unwrap();
+    folder.refuses_text(EXAMPLE, "devices.csv:2: device: is not UTF-8 text");
+}
+
+#[test]
+fn long_lists_load_and_their_problems_are_cut_short() {
+    const DEVICES: u32 = 200_000;
+    let folder = Folder::new();
+    let mut list = String::from("address,account,device,serial\n");
+    for n in 0..DEVICES {
+        let address = std::net::Ipv4Addr::from(0x0b00_0000 + n);
+        writeln!(list, "{address},acme,press {n},{n}").unwrap();
+    }
+    folder.write("devices.csv", &list);
+    let settings = folder.load(EXAMPLE);
+    assert_eq!(settings.accounts[0].devices.len(), DEVICES as usize + 1);
+
+    folder.write("devices.csv", &list.replace(",acme,", ",emca,"));
+    let outcome = folder.check(EXAMPLE, &[]);
+    assert!(
+        outcome
+            .stderr
+            .ends_with("and 199900 more problems\n200000 problems\n"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outcome.stderr.lines().count(), 102);
+}
