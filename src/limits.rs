@@ -109,6 +109,16 @@ pub const TIMEOUT_MS_CEILING: u64 = 86_400_000;
 /// Open downstream connections that an operator may allow at most.
 pub const CONNECTIONS_CEILING: usize = 10_000_000;
 
+/// Bytes of a method or a path that the access log shows.
+pub const LOG_VALUE_BYTES_MAX: usize = 1_024;
+/// Bytes of one line of the access log; a byte takes six at most.
+pub const LOG_LINE_BYTES_MAX: usize =
+    6 * (2 * LOG_VALUE_BYTES_MAX + 2 * IDENTITY_VALUE_BYTES_MAX) + 512;
+/// Bytes that a core collects before it hands them to the log's thread.
+pub const LOG_BUFFER_BYTES: usize = 65_536;
+/// Buffers that may wait for the log's thread, all cores together.
+pub const LOG_BUFFERS_MAX: usize = 256;
+
 /// Problems of a configuration that are shown one by one; the rest is counted.
 pub const PROBLEMS_MAX: usize = 100;
 /// Bytes of a configuration file.
@@ -136,4 +146,5 @@ const _: () = {
     assert!(DNS_SECOND_FAMILY.as_secs() < DNS_FIRST_ANSWERS.as_secs());
     assert!(DNS_RETRY_FLOOR.as_secs() <= DNS_RETRY_CEILING.as_secs());
     assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
+    assert!(LOG_LINE_BYTES_MAX < LOG_BUFFER_BYTES);
 };

@@ -8,7 +8,9 @@ use std::{
     future::pending,
     io::{self, Write},
     mem::ManuallyDrop,
+    path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,6 +32,7 @@ use crate::{
     },
     engine::{Engine, EngineError, EngineSettings, StartError},
     limits,
+    observe::access_log::Log,
     snapshot::publish::Publisher,
 };
 
@@ -48,6 +51,7 @@ enum Fault {
     Runtime(io::Error),
     Signals(io::Error),
     Settings(ReloadError),
+    Log(PathBuf, io::Error),
     Start(StartError),
     Broken,
     Stuck,
@@ -60,6 +64,13 @@ impl fmt::Display for Fault {
             Self::Runtime(error) => write!(f, "the control thread cannot start: {error}"),
             Self::Signals(error) => write!(f, "signals cannot be received: {error}"),
             Self::Settings(error) => error.fmt(f),
+            Self::Log(path, error) => {
+                write!(
+                    f,
+                    "the access log {} can't be opened: {error}",
+                    path.display()
+                )
+            }
             Self::Start(error) => error.fmt(f),
             Self::Broken => f.write_str("a worker has ended by itself; giving up"),
             Self::Stuck => f.write_str("the workers did not end in time; giving up"),
@@ -109,6 +120,8 @@ struct Gateway {
     publisher: Publisher,
     /// Dropped by a finished drain only: to wait for its workers elsewhere could take for ever.
     engine: ManuallyDrop<Engine>,
+    /// Where exchanges are logged; opened anew on SIGHUP, and closed after the engine.
+    log: Option<Arc<Log>>,
     started: Started,
     drain: Duration,
     /// A reload that waits for the first answers for its names.
@@ -144,6 +157,7 @@ impl Gateway {
                 Err(_) => break,
             }
         }
+        let log = settings.access_log.as_ref().map(open_log).transpose()?;
         let publisher = Publisher::new(assembly.first_snapshot(&resolver));
         let engine = Engine::start(
             EngineSettings {
@@ -151,6 +165,7 @@ impl Gateway {
                 timeouts: settings.timeouts,
                 limits: settings.limits,
                 tuning: settings.tuning.clone(),
+                log: log.clone(),
             },
             &publisher,
         );
@@ -169,6 +184,7 @@ impl Gateway {
             resolver,
             publisher,
             engine: ManuallyDrop::new(engine),
+            log,
             started: Started::with(settings),
             drain: settings.timeouts.drain,
             reload: None,
@@ -199,6 +215,9 @@ impl Gateway {
 
     /// Reads the configuration again. When it is refused, nothing changes.
     fn reload(&mut self) {
+        if let Some(log) = &self.log {
+            log.reopen();
+        }
         let refused = "reload refused; the configuration in force stays";
         let settings = match self.arguments.load() {
             Ok(settings) => settings,
@@ -270,6 +289,9 @@ impl Gateway {
         }
         // Every worker has ended, so that this waits for nothing.
         let ended = ManuallyDrop::into_inner(self.engine).join();
+        if let Some(log) = self.log {
+            log.close();
+        }
         ended.map_err(|EngineError| Fault::Broken)?;
         say(format_args!("stopped"));
         Ok(())
@@ -368,6 +390,12 @@ impl Signals {
 enum Wanted {
     End,
     Reload,
+}
+
+fn open_log(settings: &AccessLog) -> Result<Arc<Log>, Fault> {
+    let open = Log::open(settings);
+    open.map(Arc::new)
+        .map_err(|error| Fault::Log(settings.path.clone(), error))
 }
 
 async fn until(reload: Option<Reload>) {

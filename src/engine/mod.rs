@@ -24,6 +24,7 @@ use core_affinity::CoreId;
 
 use crate::{
     config::settings::{Limits, Listen, Slot, Timeouts, Tuning},
+    observe::access_log::Log,
     snapshot::publish::Publisher,
 };
 use admission::Admission;
@@ -33,7 +34,7 @@ use shard::Shard;
 use worker::{Control, Door};
 
 /// What the engine is started with; none of it changes while it runs.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct EngineSettings {
     /// Sockets that devices reach; never empty.
     pub listen: Vec<Listen>,
@@ -43,6 +44,8 @@ pub struct EngineSettings {
     pub limits: Limits,
     /// Cores, rings, buffers and pools.
     pub tuning: Tuning,
+    /// Where exchanges are logged; `None`: nowhere. Closed by whoever opened it, after the engine.
+    pub log: Option<Arc<Log>>,
 }
 
 /// The running workers.
@@ -177,27 +180,19 @@ fn worker(
     let EngineSettings {
         timeouts,
         limits,
-        ref tuning,
+        tuning,
+        log,
         ..
-    } = *settings;
-    let (tuning, control) = (tuning.clone(), Arc::clone(control));
+    } = settings;
+    let (timeouts, limits, tuning) = (*timeouts, *limits, tuning.clone());
+    let log = log.as_deref().and_then(Log::core);
     let (admission, subscriber) = (Arc::clone(admission), publisher.subscribe());
-    let ready = ready.clone();
+    let (ready, control) = (ready.clone(), Arc::clone(control));
     control.running.fetch_add(1, Ordering::AcqRel);
     let body = {
         let control = Arc::clone(&control);
         move || {
-            let (relay_bytes, pool_per_core) = (tuning.relay_bytes, tuning.pool_per_core);
-            let build_shard = || {
-                Shard::new(
-                    subscriber,
-                    admission,
-                    timeouts,
-                    limits,
-                    relay_bytes,
-                    pool_per_core,
-                )
-            };
+            let build_shard = || Shard::new(subscriber, admission, timeouts, limits, &tuning, log);
             worker::run(core, &tuning, &control, doors, build_shard, &ready);
         }
     };

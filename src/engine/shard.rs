@@ -13,8 +13,9 @@ use super::{
     upstream::pool::Pools,
 };
 use crate::{
-    config::settings::{Limits, Timeouts},
+    config::settings::{Limits, Timeouts, Tuning},
     limits,
+    observe::access_log::{CoreLog, Entry},
     snapshot::{Snapshot, publish::Subscriber},
 };
 
@@ -33,6 +34,8 @@ pub struct Shard {
     pub limits: Limits,
     /// Who may have how many connections, over all cores.
     pub admission: Arc<Admission>,
+    is_logging: bool,
+    log: RefCell<Option<CoreLog>>,
     snapshots: RefCell<Snapshots>,
     request_ids: RequestIds,
     draining: Cell<bool>,
@@ -58,18 +61,20 @@ impl Shard {
         admission: Arc<Admission>,
         timeouts: Timeouts,
         limits: Limits,
-        relay_bytes: usize,
-        pool_per_core: usize,
+        tuning: &Tuning,
+        log: Option<CoreLog>,
     ) -> Rc<Self> {
         let deadlines = Deadlines::new();
         let newest = Rc::new(Arc::clone(subscriber.load()));
         Rc::new(Self {
-            pools: Pools::new(&deadlines, limits.pool_per_server, pool_per_core),
-            buffers: Buffers::new(relay_bytes, limits.head_bytes),
+            pools: Pools::new(&deadlines, limits.pool_per_server, tuning.pool_per_core),
+            buffers: Buffers::new(tuning.relay_bytes, limits.head_bytes),
             deadlines,
             timeouts,
             limits,
             admission,
+            is_logging: log.is_some(),
+            log: RefCell::new(log),
             snapshots: RefCell::new(Snapshots { subscriber, newest }),
             request_ids: RequestIds::new(),
             draining: Cell::new(false),
@@ -114,8 +119,29 @@ impl Shard {
     pub fn sweep(&self) {
         self.deadlines.sweep();
         self.pools.sweep();
+        if let Some(log) = &mut *self.log.borrow_mut() {
+            log.flush();
+        }
         // Lets go of a snapshot that was replaced while no request came.
         drop(self.snapshot());
+    }
+
+    /// Whether exchanges are logged.
+    pub fn is_logging(&self) -> bool {
+        self.is_logging
+    }
+
+    /// Hands on what has been logged, for good: tasks that outlive the core's loop may hold the
+    /// shard for ever.
+    pub fn close_log(&self) {
+        self.log.borrow_mut().take();
+    }
+
+    /// Adds a line to the access log, if there is one.
+    pub fn log(&self, entry: &Entry<'_>) {
+        if let Some(log) = &mut *self.log.borrow_mut() {
+            log.write(entry);
+        }
     }
 
     /// Connections of devices that this core serves now.

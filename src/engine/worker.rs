@@ -106,6 +106,7 @@ pub fn run(
         }
         report(ready, Ok(()));
         tick_until_drained(&shard, control, &closers).await;
+        shard.close_log();
     });
 }
 

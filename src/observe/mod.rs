@@ -1,1 +1,3 @@
-//! What the gateway tells about itself.
+//! What the gateway tells about itself, written by the cores and read by the control plane.
+
+pub mod access_log;

@@ -22,12 +22,19 @@ pub struct PoolId(pub u32);
 #[derive(Debug, Default)]
 pub struct RouteTable {
     routes: HashMap<(AccountId, Slot), Arc<Route>>,
+    /// One route of each account, for what all of them have in common.
+    accounts: HashMap<AccountId, Arc<Route>>,
 }
 
 impl RouteTable {
     /// The server that `account` configured for `slot`.
     pub fn resolve(&self, account: AccountId, slot: Slot) -> Option<&Arc<Route>> {
         self.routes.get(&(account, slot))
+    }
+
+    /// The *ref* of an account that has a server.
+    pub fn account_ref(&self, account: AccountId) -> Option<&str> {
+        self.accounts.get(&account).map(|route| &*route.account_ref)
     }
 
     /// All routes, in no order.
@@ -45,12 +52,12 @@ impl FromIterator<Route> for RouteTable {
 /// A table may share the routes that did not change with the one before it.
 impl FromIterator<Arc<Route>> for RouteTable {
     fn from_iter<I: IntoIterator<Item = Arc<Route>>>(routes: I) -> Self {
-        let keyed = routes
-            .into_iter()
-            .map(|route| ((route.account, route.slot), route));
-        Self {
-            routes: keyed.collect(),
+        let mut table = Self::default();
+        for route in routes {
+            table.accounts.insert(route.account, Arc::clone(&route));
+            table.routes.insert((route.account, route.slot), route);
         }
+        table
     }
 }
 

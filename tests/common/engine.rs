@@ -71,6 +71,7 @@ pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
             cores: vec![core],
             ..Tuning::default()
         },
+        log: None,
     };
     Engine::start(settings, &publisher).unwrap()
 }

@@ -56,7 +56,7 @@ impl Ended {
 pub struct Answer<'a> {
     shard: &'a Shard,
     plan: &'a Plan<'a>,
-    flow: &'a Flow,
+    flow: &'a Flow<'a>,
     device: &'a mut SocketWriter,
     device_watch: &'a Watch,
     upstream: &'a mut Reader,
@@ -91,7 +91,7 @@ impl<'a> Answer<'a> {
     pub fn new(
         shard: &'a Shard,
         plan: &'a Plan<'a>,
-        flow: &'a Flow,
+        flow: &'a Flow<'a>,
         device: &'a mut SocketWriter,
         device_watch: &'a Watch,
         upstream: &'a mut Reader,
@@ -251,6 +251,8 @@ impl<'a> Answer<'a> {
             relay::append_framed(outbox, payload, delivered, is_last);
         }
         // Bytes behind the end belong to no request that was sent.
+        flow.tally.status.set(response.status);
+        flow.tally.sent.set(intake.taken());
         let clean = piece.end == rest.len() && response.body != Body::UntilClose;
         Ok(Heard::Final(Start {
             intake,
@@ -292,6 +294,7 @@ impl<'a> Answer<'a> {
             let (result, back) = self.device.write_all(buffer, begin, due).await;
             buffer = back;
             if result.is_err() {
+                self.flow.tally.failure.set(Some(Failure::DeviceGone));
                 break Some(After::Close);
             }
             if intake.is_done() {
@@ -301,14 +304,21 @@ impl<'a> Answer<'a> {
             buffer = back;
             match result {
                 Some(piece) => {
+                    self.flow.tally.sent.set(intake.taken());
                     begin = piece.begin;
                     if piece.has_leftover {
                         upstream = Persist::Close;
                     }
                 }
-                // Where only the close tells the end, an orderly one would be a lie.
-                None if delivered == Body::UntilClose => break Some(After::Reset),
-                None => break Some(After::Close),
+                None => {
+                    self.flow
+                        .tally
+                        .failure
+                        .set(Some(Failure::ResponseIncomplete));
+                    // Where only the close tells the end, an orderly one would be a lie.
+                    let untold = delivered == Body::UntilClose;
+                    break Some(if untold { After::Reset } else { After::Close });
+                }
             }
         };
         self.shard.buffers.put(buffer);
@@ -413,16 +423,18 @@ fn announced(response: &Response<'_, '_>, delivered: Body, plan: &Plan<'_>) -> B
 pub async fn fail(
     shard: &Shard,
     plan: &Plan<'_>,
-    flow: &Flow,
+    flow: &Flow<'_>,
     device: &mut SocketWriter,
     device_watch: &Watch,
     failure: Failure,
 ) -> After {
+    flow.tally.failure.set(Some(failure));
     let silent = plan.route.on_failure == OnFailure::Close && failure.status() >= 500;
     if failure == Failure::DeviceGone || silent {
         device_watch.shutdown(Side::Both);
         return After::Close;
     }
+    flow.tally.status.set(failure.status());
     let keeps = flow.is_received()
         && plan.persist == Persist::Keep
         && failure.persist() == Persist::Keep

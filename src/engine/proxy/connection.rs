@@ -13,6 +13,8 @@ use monoio::net::TcpStream;
 use super::{
     exchange::{self, After},
     failure::Failure,
+    flow::Tally,
+    record::{Noted, Record},
 };
 use crate::{
     config::settings::Slot,
@@ -56,6 +58,8 @@ pub struct Device {
     pub source: IpAddr,
     /// The slot of requests that name no host.
     pub slot: Slot,
+    /// What the access log will say of the request under way.
+    pub noted: Noted,
 }
 
 /// Why there is no next request.
@@ -76,6 +80,7 @@ pub async fn serve(shard: &Rc<Shard>, entrance: &Entrance, socket: TcpStream, pe
         inbox: shard.buffers.take_parked(),
         source: peer.ip().to_canonical(),
         slot: entrance.slot,
+        noted: Noted::default(),
     };
     let after = match device.enter(shard, entrance).await {
         Ok(_admitted) => device.serve_requests(shard).await,
@@ -221,6 +226,11 @@ impl Device {
 
     /// Answers a failure after which the connection can't go on.
     async fn refuse(&mut self, shard: &Shard, failure: Failure) -> After {
+        if let Some(record) = Record::begin(shard) {
+            let tally = Tally::default();
+            tally.note_refusal(failure);
+            record.end(shard, self.source, None, None, &tally);
+        }
         let mut outbox = shard.buffers.take_relay();
         failure.write(&mut outbox, false, Persist::Close);
         let due = shard.deadlines.due_in(shard.timeouts.body);

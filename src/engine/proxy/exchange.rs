@@ -9,7 +9,8 @@ use super::{
     answer::{self, Answer, Ended},
     connection::Device,
     failure::Failure,
-    flow::{Flow, RequestPhase},
+    flow::{Flow, RequestPhase, Tally},
+    record::Record,
     relay::{self, BodyError, Intake},
     upload::Upload,
 };
@@ -125,26 +126,54 @@ impl Refusal {
 /// back.
 pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> After {
     let snapshot = shard.snapshot();
+    let tally = Tally::default();
+    let record = Record::begin(shard);
     let mut outbox = shard.buffers.take_relay();
-    match prepare(shard, &snapshot, device, head_bytes, &mut outbox) {
-        Ok((plan, intake)) => deliver(shard, &snapshot, device, &plan, intake, outbox).await,
-        Err(refusal) => {
-            outbox.clear();
-            let persist = if shard.is_draining() {
-                Persist::Close
-            } else {
-                refusal.persist
-            };
-            refusal.failure.write(&mut outbox, refusal.to_head, persist);
-            let due = shard.deadlines.due_in(shard.timeouts.body);
-            let (result, outbox) = device.writer.write_all(outbox, 0, due).await;
-            shard.buffers.put(outbox);
-            match (result, persist) {
-                (Err(_), _) => After::Close,
-                (Ok(()), Persist::Keep) => After::Keep,
-                (Ok(()), Persist::Close) => After::Linger,
-            }
+    let after = match prepare(shard, &snapshot, device, head_bytes, &mut outbox) {
+        Ok((plan, intake)) => {
+            tally.received.set(intake.taken());
+            deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await
         }
+        Err(refusal) => {
+            tally.note_refusal(refusal.failure);
+            refuse(shard, device, refusal, outbox).await
+        }
+    };
+    if let Some(record) = record {
+        let sender = snapshot.identities.resolve(device.source);
+        let sender = sender.map(|identity| {
+            let account = snapshot
+                .routes
+                .account_ref(identity.account)
+                .unwrap_or_default();
+            (account, identity.name)
+        });
+        record.end(shard, device.source, sender, device.noted.parts(), &tally);
+    }
+    after
+}
+
+/// Answers a request that will not be sent.
+async fn refuse(
+    shard: &Shard,
+    device: &mut Device,
+    refusal: Refusal,
+    mut outbox: Vec<u8>,
+) -> After {
+    outbox.clear();
+    let persist = if shard.is_draining() {
+        Persist::Close
+    } else {
+        refusal.persist
+    };
+    refusal.failure.write(&mut outbox, refusal.to_head, persist);
+    let due = shard.deadlines.due_in(shard.timeouts.body);
+    let (result, outbox) = device.writer.write_all(outbox, 0, due).await;
+    shard.buffers.put(outbox);
+    match (result, persist) {
+        (Err(_), _) => After::Close,
+        (Ok(()), Persist::Keep) => After::Keep,
+        (Ok(()), Persist::Close) => After::Linger,
     }
 }
 
@@ -158,6 +187,7 @@ fn prepare<'s>(
     head_bytes: usize,
     outbox: &mut Vec<u8>,
 ) -> Result<(Plan<'s>, Intake), Refusal> {
+    device.noted.clear();
     let (head, rest) = device.inbox.split_at_mut(head_bytes);
     let mut space = head::field_space();
     let request = Request::parse(head, &mut space, shard.limits.fields)
@@ -172,6 +202,9 @@ fn prepare<'s>(
     }
     let malformed = || refuse(Failure::MalformedHead);
     let target = target::parse(request.target).map_err(|_| malformed())?;
+    if shard.is_logging() {
+        device.noted.keep(request.method_name, target.path);
+    }
     if target.path == b"*" && request.method != Method::Options {
         return Err(malformed());
     }
@@ -277,8 +310,9 @@ async fn deliver(
     plan: &Plan<'_>,
     intake: Intake,
     mut outbox: Vec<u8>,
+    tally: &Tally,
 ) -> After {
-    let flow = Flow::new(intake.is_done());
+    let flow = Flow::new(intake.is_done(), tally);
     let mut intake = Some(intake);
     let mut may_reuse = true;
     loop {
@@ -367,7 +401,7 @@ async fn exchange_bodies(
     shard: &Rc<Shard>,
     device: &mut Device,
     plan: &Plan<'_>,
-    flow: &Flow,
+    flow: &Flow<'_>,
     upstream: &mut Stream,
     intake: Intake,
 ) -> Ended {

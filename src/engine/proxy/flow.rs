@@ -10,9 +10,30 @@ use crate::engine::{
     shard::Shard,
 };
 
+/// What is counted of one exchange, for the access log.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Status that the device saw; 0 if none.
+    pub status: Cell<u16>,
+    /// What went wrong.
+    pub failure: Cell<Option<Failure>>,
+    /// Body bytes from the device.
+    pub received: Cell<u64>,
+    /// Body bytes from the server to the device.
+    pub sent: Cell<u64>,
+}
+
+impl Tally {
+    /// Takes note of the gateway's own answer.
+    pub fn note_refusal(&self, failure: Failure) {
+        self.status.set(failure.status());
+        self.failure.set(Some(failure));
+    }
+}
+
 /// How far both directions are.
 #[derive(Debug)]
-pub struct Flow {
+pub struct Flow<'t> {
     /// How far the request is.
     pub request: Cell<RequestPhase>,
     /// How far the answer is.
@@ -21,6 +42,8 @@ pub struct Flow {
     pub response_due: Cell<Due>,
     /// Whether an interim answer has come.
     pub interim: Cell<bool>,
+    /// What is counted.
+    pub tally: &'t Tally,
     whole: bool,
 }
 
@@ -48,14 +71,15 @@ pub enum ResponsePhase {
     Over,
 }
 
-impl Flow {
+impl<'t> Flow<'t> {
     /// A request that is about to be sent; `whole` says that all of its body is there already.
-    pub fn new(whole: bool) -> Self {
+    pub fn new(whole: bool, tally: &'t Tally) -> Self {
         Self {
             request: Cell::new(RequestPhase::Sending),
             response: Cell::new(ResponsePhase::Awaited),
             response_due: Cell::new(Due::NEVER),
             interim: Cell::new(false),
+            tally,
             whole,
         }
     }

@@ -25,7 +25,7 @@ pub struct Upload<'a> {
     /// The request.
     pub plan: &'a Plan<'a>,
     /// What is shared with the answer.
-    pub flow: &'a Flow,
+    pub flow: &'a Flow<'a>,
     /// Bytes from the device.
     pub device: &'a mut SocketReader,
     /// Takes what the device sent after this request.
@@ -73,6 +73,7 @@ impl Upload<'_> {
                 return buffer;
             }
         };
+        self.flow.tally.received.set(self.intake.taken());
         self.inbox.extend_from_slice(&buffer[piece.end..]);
         let is_last = self.intake.is_done();
         let begin = relay::frame(&mut buffer, piece.payload, self.plan.body, is_last);

@@ -1,0 +1,112 @@
+//! The access log of a running gateway: one line an exchange, whatever became of it.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+
+use common::{
+    device::{self, Device},
+    gateway::{Gateway, PREAMBLE, acme},
+    upstream::Upstream,
+    wait_until,
+};
+use serde_json::Value;
+
+fn gateway(upstream: &str, format: &str) -> (Gateway, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap().keep();
+    let path = folder.join("access.log");
+    let log = format!("[access_log]\npath = {path:?}\nformat = \"{format}\"\n");
+    (
+        Gateway::start(&format!("{PREAMBLE}{log}{}", acme(upstream))),
+        path,
+    )
+}
+
+fn lines(path: &std::path::Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn every_exchange_has_a_line_and_no_line_has_a_secret() {
+    let upstream = Upstream::echo();
+    let (gateway, path) = gateway(&upstream.url(), "json");
+    let address = gateway.address();
+    let mut device = Device::connect("127.0.0.7", address);
+    let answer = device.ask(
+        "POST /in?key=geheim HTTP/1.1\r\nHost: m2u\r\nAuthorization: Bearer geheim\r\n\
+         Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    );
+    assert_eq!(answer.status(), 200);
+    device.ask("GET / HTTP/1.1\r\nHost: m2u9\r\n\r\n");
+    device::ask(
+        "127.0.0.99",
+        address,
+        "GET /lost HTTP/1.1\r\nHost: m2u\r\n\r\n",
+    );
+    device::ask("127.0.0.8", address, "GET / HTTP/1.1\r\n\r\n");
+    gateway.stop();
+
+    let lines = lines(&path);
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+    assert!(!lines.concat().contains("geheim"));
+    let lines: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let of = |status: u16| lines.iter().find(|line| line["status"] == status).unwrap();
+    let delivered = of(200);
+    assert_eq!(delivered["source"], "127.0.0.7");
+    assert_eq!(
+        (&delivered["account"], &delivered["device"]),
+        (&"acme".into(), &"press-07".into())
+    );
+    assert_eq!(
+        (&delivered["method"], &delivered["path"]),
+        (&"POST".into(), &"/in".into())
+    );
+    assert_eq!(delivered["received"], 3);
+    assert_eq!(delivered["sent"], answer.body.len());
+    assert!(delivered["ms"].as_f64().unwrap() > 0.0);
+    assert!(delivered.get("error").is_none());
+    assert_eq!(of(404)["error"], "destination_not_found");
+    assert_eq!(
+        (&of(403)["error"], &of(403)["path"]),
+        (&"http_request_denied".into(), &"/lost".into())
+    );
+    assert!(of(403).get("account").is_none());
+    assert_eq!(of(400)["error"], "http_request_error");
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn a_moved_log_is_opened_anew_on_sighup() {
+    let upstream = Upstream::echo();
+    let (mut gateway, path) = gateway(&upstream.url(), "text");
+    let ask = || {
+        device::ask(
+            "127.0.0.7",
+            gateway.address(),
+            "GET /a HTTP/1.1\r\nHost: m2u\r\n\r\n",
+        )
+    };
+    ask();
+    wait_until("the first line", || lines(&path).len() == 1);
+    let moved = path.with_extension("1");
+    fs::rename(&path, &moved).unwrap();
+    gateway.signal("HUP");
+    gateway.wait_for_log("m2u: reloaded");
+    wait_until("the new file", || path.exists());
+    device::ask(
+        "127.0.0.7",
+        gateway.address(),
+        "GET /b HTTP/1.1\r\nHost: m2u\r\n\r\n",
+    );
+    gateway.stop();
+    assert!(lines(&moved)[0].contains(" \"acme\" \"press-07\" GET /a 200 - in=0 out="));
+    assert_eq!(lines(&path).len(), 1);
+    assert!(lines(&path)[0].contains(" GET /b 200 - "));
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
