@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, run, show};
+use crate::commands::{check, receive, run, show};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage.
@@ -47,6 +47,9 @@ enum Command {
     /// Show the settings in force, the routes, and whose device an address is
     #[command(after_help = SHOW_EXAMPLES)]
     Show(show::Arguments),
+    /// Receive as a small customer's server would, and print what arrives
+    #[command(after_help = RECEIVE_EXAMPLES)]
+    Receive(receive::Arguments),
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -79,6 +82,20 @@ Examples:
 
 Exit codes: 0 shown, 1 the configuration is refused or no device has the address, 2 wrong usage.";
 
+const RECEIVE_EXAMPLES: &str = "\
+Examples:
+  m2u receive --listen 127.0.0.1:8080
+  m2u receive --listen 0.0.0.0:8443 --cert server.pem --key server.key
+  m2u receive --cert server.pem --key server.key --client-ca gateway-ca.pem
+  m2u receive --json | jq .identity
+
+Each request is printed on standard output once its body has been counted, and answered with 200.
+Field names are shown in lower case, in which HTTP does not tell them apart; underscore and hyphen
+stay what they were. Passwords and tokens are never shown, bodies never kept. It is a tool for
+commissioning and for demonstrations, not a server to build on.
+
+Exit codes: 0 ended by a signal, 1 could not begin, 2 wrong usage.";
+
 const CHECK_EXAMPLES: &str = "\
 Examples:
   m2u check
@@ -100,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::execute(arguments),
         Command::Show(arguments) => show::execute(arguments),
         Command::Check(arguments) => check::execute(arguments),
+        Command::Receive(arguments) => receive::execute(arguments),
     }
 }
 
