@@ -62,7 +62,10 @@ impl Report {
     /// The device's name as it is stamped, under either spelling.
     pub(super) fn device(&self) -> &str {
         let device = |name: &str| matches!(name, "x_talk2m_device" | "x-talk2m-device");
-        let field = self.identity.iter().find(|(name, _)| device(name));
+        let field = self
+            .identity
+            .iter()
+            .find(|(name, value)| device(name) && !value.is_empty());
         field.map_or("a sender without a name", |(_, value)| value)
     }
 

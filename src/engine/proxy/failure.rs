@@ -105,6 +105,19 @@ struct Row {
 }
 
 impl Failure {
+    /// Every failure, in the table's order.
+    #[rustfmt::skip]
+    pub const ALL: [Self; 29] = [
+        Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
+        Self::NoLease, Self::NoSuchSlot, Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
+        Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
+        Self::Draining, Self::DeviceGone, Self::Dns, Self::AddressProhibited, Self::Unroutable,
+        Self::ConnectionRefused, Self::ConnectionTerminated, Self::TlsCertificate, Self::TlsAlert,
+        Self::TlsProtocol, Self::ResponseMalformed, Self::ResponseHeadTooLarge,
+        Self::ResponseIncomplete, Self::ConnectionTimeout, Self::WriteTimeout,
+        Self::ResponseTimeout,
+    ];
+
     /// Status of the answer.
     pub fn status(self) -> u16 {
         self.row().status

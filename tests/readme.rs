@@ -1,0 +1,83 @@
+//! What the README says can be done as it says.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::gateway::command;
+use m2u::engine::proxy::failure::Failure;
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+/// The first block in this language.
+fn block<'r>(readme: &'r str, language: &str) -> &'r str {
+    let begin = format!("```{language}\n");
+    readme
+        .split(&begin)
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap()
+}
+
+#[test]
+fn the_configuration_to_start_from_is_accepted() {
+    let readme = readme();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("m2u.toml"), block(&readme, "toml")).unwrap();
+    fs::write(folder.path().join("devices.csv"), block(&readme, "csv")).unwrap();
+    fs::write(folder.path().join("acme.password"), "secret\n").unwrap();
+    let done = command()
+        .arg("check")
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn every_failure_has_its_row() {
+    let readme = readme();
+    let table = readme.split("| failure | status | token |").nth(1).unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    for failure in Failure::ALL {
+        // These two are never answered: nobody is left, or the answer has begun.
+        if matches!(failure, Failure::DeviceGone | Failure::ResponseIncomplete) {
+            continue;
+        }
+        let (status, token) = (
+            failure.status().to_string(),
+            format!("`{}`", failure.token()),
+        );
+        let row = table
+            .lines()
+            .find(|row| row.contains(&status) && row.contains(&token));
+        assert!(
+            row.is_some(),
+            "{failure:?}: no row with {status} and {token}"
+        );
+    }
+}
+
+#[test]
+fn every_command_of_the_program_is_described() {
+    let readme = readme();
+    let help = command().arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let commands = help.split("Commands:\n").nth(1).unwrap().lines();
+    let commands = commands.map_while(|line| line.split_whitespace().next());
+    let commands: Vec<&str> = commands.filter(|command| *command != "help").collect();
+    assert!(commands.len() >= 4, "{help}");
+    for command in commands {
+        assert!(
+            readme.contains(&format!("| `m2u {command}` |")),
+            "{command} is missing"
+        );
+    }
+}
