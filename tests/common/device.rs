@@ -3,6 +3,8 @@
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    thread,
+    time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
@@ -34,6 +36,15 @@ impl Device {
     /// Sends all of `bytes`; a gateway that has ended the connection fails the test.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Sends `bytes` in two pieces, the first of them `cut` bytes long.
+    pub fn send_cut(&mut self, bytes: impl AsRef<[u8]>, cut: usize) {
+        let (begin, end) = bytes.as_ref().split_at(cut);
+        self.send(begin);
+        // The gateway will as a rule see the pieces apart; a test must hold if it does not.
+        thread::sleep(Duration::from_millis(1));
+        self.send(end);
     }
 
     /// Sends what the gateway takes; it may have ended the connection.
