@@ -75,6 +75,13 @@ impl Device {
         self.receive()
     }
 
+    /// Exactly so many bytes.
+    pub fn receive_bytes(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
     /// Everything up to the end of the connection.
     pub fn receive_rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
