@@ -13,6 +13,7 @@ use common::{
     device::{self, Device},
     gateway::{Gateway, acme},
     upstream::Upstream,
+    wait_until,
 };
 
 const PRESS: &str = "127.0.0.7";
@@ -220,12 +221,7 @@ fn a_cut_off_answer_can_be_told_from_a_complete_one() {
     };
     let (answer, _) = cut("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
     assert_eq!(answer, Err(io::ErrorKind::UnexpectedEof));
-    for body in [
-        "5\r\nhello\r\n",
-        "5\r\nhel",
-        "5\r\nhello\r\n0\r\n",
-        "zz\r\nhello",
-    ] {
+    for body in ["5\r\nhello\r\n", "5\r\nhel", "5\r\nhello\r\n0\r\n"] {
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n-\r\n";
         let (answer, old) = cut(Box::leak(format!("{head}{body}").into_boxed_str()));
         assert!(answer.is_err(), "{body:?}: {answer:?}");
@@ -235,35 +231,49 @@ fn a_cut_off_answer_can_be_told_from_a_complete_one() {
 }
 
 #[test]
-fn a_reset_is_no_end_of_an_answer_that_lasts_until_the_close() {
+fn an_answer_that_breaks_off_behind_its_head_is_never_ended_in_order() {
     let (seen, told) = mpsc::channel();
     let told = Mutex::new(told);
     let upstream = Upstream::start(move |conversation| {
-        conversation.request()?;
-        conversation.write("HTTP/1.1 200 OK\r\n\r\nhello")?;
-        // The reset must not overtake the bytes.
+        let request = conversation.request()?.expect("a request");
+        conversation.write(match request.target() {
+            "/close" => "HTTP/1.1 200 OK\r\n\r\nhello",
+            _ => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        })?;
+        // What breaks the answer must not overtake the bytes.
         told.lock().unwrap().recv().map_err(io::Error::other)?;
-        conversation.reset()
+        if request.target() == "/close" {
+            return conversation.reset();
+        }
+        conversation.write("zz\r\n")?;
+        // Whether the gateway ends this connection is told by the read.
+        conversation.read_rest().map(|_| ())
     });
     let gateway = Gateway::with(&acme(&upstream.url()));
-    for (request, head, outcome) in [
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    let until_close = "Connection: close\r\n\r\nhello";
+    for (line, begin, outcome) in [
+        ("GET /close HTTP/1.1", chunked, Ok(vec![])),
+        ("GET /broken HTTP/1.1", chunked, Ok(vec![])),
         (
-            GET,
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
-            Ok(vec![]),
+            "GET /close HTTP/1.0",
+            until_close,
+            Err(io::ErrorKind::ConnectionReset),
         ),
         (
-            GET_1_0,
-            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello",
+            "GET /broken HTTP/1.0",
+            until_close,
             Err(io::ErrorKind::ConnectionReset),
         ),
     ] {
         let mut press = Device::connect(PRESS, gateway.address());
-        press.send(request);
-        assert_eq!(press.receive_bytes(head.len()), head.as_bytes());
+        press.send(format!("{line}\r\nHost: m2u\r\n\r\n"));
+        let begin = format!("HTTP/1.1 200 OK\r\n{begin}");
+        assert_eq!(press.receive_bytes(begin.len()), begin.as_bytes());
         seen.send(()).unwrap();
         let rest = press.receive_rest().map_err(|error| error.kind());
-        assert_eq!(rest, outcome, "{request}");
+        assert_eq!(rest, outcome, "{line}");
     }
+    wait_until("the connections to end", || upstream.open() == 0);
     gateway.stop();
 }
