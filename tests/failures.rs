@@ -4,11 +4,15 @@
 
 mod common;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::mpsc,
+};
 
 use socket2::{Domain, Socket, Type};
 
 use common::{
+    PATIENCE,
     certificates::{Authority, Validity},
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, account, acme, server},
@@ -167,14 +171,23 @@ fn a_certificate_from_nobody_known_is_told() {
     let authority = Authority::new("nobody");
     let leaf = authority.server(&["127.0.0.1"], Validity::Current);
     let config = Authority::server_config(&leaf, None);
-    let upstream = Upstream::start_tls(config, |conversation| conversation.request().map(|_| ()));
+    let (seen, told) = mpsc::channel();
+    let upstream = Upstream::start_tls(config, move |conversation| {
+        let error = conversation.request().expect_err("no request");
+        seen.send(error.to_string()).unwrap();
+        Ok(())
+    });
     let url = format!("https://{}", upstream.address);
     assert_fails(
         Gateway::with(&acme(&url)),
         "502 Bad Gateway",
         "tls_certificate_error",
     );
-    assert_eq!(upstream.requests(), []);
+    // The server's log says why, too.
+    for _ in 0..2 {
+        let error = told.recv_timeout(PATIENCE).unwrap();
+        assert!(error.contains("UnknownCA"), "{error}");
+    }
 }
 
 #[test]
