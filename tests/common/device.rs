@@ -3,6 +3,8 @@
 use std::{
     io::{self, BufReader, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    thread,
+    time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
@@ -38,6 +40,15 @@ impl Device {
         self.stream.get_mut().write_all(bytes.as_ref()).unwrap();
     }
 
+    /// Sends `bytes` in two pieces, the first of them `cut` bytes long.
+    pub fn send_cut(&mut self, bytes: impl AsRef<[u8]>, cut: usize) {
+        let (begin, end) = bytes.as_ref().split_at(cut);
+        self.send(begin);
+        // The gateway will as a rule see the pieces apart; a test must hold if it does not.
+        thread::sleep(Duration::from_millis(1));
+        self.send(end);
+    }
+
     /// Sends what the gateway takes; it may have ended the connection.
     pub fn send_if_wanted(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes.as_ref())
@@ -64,6 +75,13 @@ impl Device {
     pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
         self.send(request);
         self.receive()
+    }
+
+    /// Exactly so many bytes.
+    pub fn receive_bytes(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
     }
 
     /// Everything up to the end of the connection.

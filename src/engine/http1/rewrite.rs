@@ -137,7 +137,7 @@ pub struct Delivery {
 pub struct Origin<'a> {
     /// The server whose URLs are mapped back.
     pub server: location::Server<'a>,
-    /// The authority that the device used; `None` if it named none, so nothing is mapped.
+    /// The authority that the device used; `None` if it named none, so only paths are mapped.
     pub authority: Option<&'a [u8]>,
 }
 
@@ -178,17 +178,21 @@ fn write_status(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
 }
 
 fn write_location(out: &mut Vec<u8>, name: &[u8], value: &[u8], origin: &Origin<'_>) {
-    let mapped = match origin.authority {
-        Some(_) => location::map(value, &origin.server),
-        None => Mapped::Unchanged,
-    };
-    let rest = match mapped {
-        Mapped::Unchanged => return write_field(out, name, value),
-        Mapped::Absolute { rest } | Mapped::Path { rest } => rest,
+    let (authority, rest) = match (location::map(value, &origin.server), origin.authority) {
+        (Mapped::Absolute { rest }, Some(authority)) => (Some(authority), rest),
+        // By itself it would name another host (RFC 3986 §4.2).
+        (Mapped::Path { rest }, authority) if rest.starts_with(b"//") => match authority {
+            Some(authority) => (Some(authority), rest),
+            None => return write_field(out, name, value),
+        },
+        (Mapped::Path { rest }, _) => (None, rest),
+        (Mapped::Absolute { .. }, None) | (Mapped::Unchanged, _) => {
+            return write_field(out, name, value);
+        }
     };
     put(out, name);
     put(out, b": ");
-    if let (Mapped::Absolute { .. }, Some(authority)) = (&mapped, origin.authority) {
+    if let Some(authority) = authority {
         put(out, b"http://");
         put(out, authority);
     }

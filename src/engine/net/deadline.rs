@@ -199,9 +199,9 @@ impl Watch {
         sys::shutdown(self.fd, side);
     }
 
-    /// Makes the coming close a reset: what was sent so far must not pass for complete.
-    pub fn reset_on_close(&self) {
-        sys::reset_on_close(self.fd);
+    /// Ends the connection by a reset: what was sent so far must not pass for complete.
+    pub fn reset(&self) {
+        sys::reset(self.fd);
     }
 
     /// Whether nothing has arrived on this idle connection.

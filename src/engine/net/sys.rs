@@ -1,12 +1,11 @@
 //! The only unsafe code of the crate: system calls on descriptors that the caller owns.
 //!
-//! Neither reads nor writes memory of ours beyond one byte on the stack.
+//! Neither reads nor writes memory of ours beyond a byte or an address on the stack.
 #![allow(unsafe_code)]
 
 use std::{
     io,
     os::fd::{BorrowedFd, RawFd},
-    time::Duration,
 };
 
 use socket2::SockRef;
@@ -65,10 +64,22 @@ pub fn connected(fd: RawFd) -> io::Result<()> {
     socket.set_nonblocking(false)
 }
 
-/// Makes closing this socket a reset, so that the peer can't take what it got for complete.
-pub fn reset_on_close(fd: RawFd) {
-    // SAFETY: the caller owns the socket for the whole call.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    // A socket that is gone already needs no reset.
-    let _ = SockRef::from(&borrowed).set_linger(Some(Duration::ZERO));
+/// Resets a connection now, so that the peer can't take what it got for complete.
+///
+/// A zero `SO_LINGER` would not do: the runtime shuts a socket's sending half down before it closes
+/// the socket, and a reset behind an orderly end is not seen. Errors mean it had ended already.
+pub fn reset(fd: RawFd) {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    // SAFETY: the address lives on our stack for the whole call, and its length is given; a stale
+    // descriptor would be answered by EBADF, and callers hold the stream that owns this one.
+    unsafe {
+        libc::connect(
+            fd,
+            &raw const nobody,
+            size_of::<libc::sockaddr>() as libc::socklen_t,
+        )
+    };
 }

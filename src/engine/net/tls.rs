@@ -40,6 +40,8 @@ struct Session {
     spill: Vec<u8>,
     /// The peer said that its data is complete.
     closed: bool,
+    /// What ended the session: rustls takes no further call then.
+    failure: Option<rustls::Error>,
 }
 
 impl std::fmt::Debug for Session {
@@ -70,6 +72,9 @@ impl Session {
         sink_max: usize,
         plaintext: &[u8],
     ) -> Result<Progress, rustls::Error> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
         let mut done = 0;
         let progress = loop {
             let UnbufferedStatus { discard, state, .. } = self
@@ -131,8 +136,9 @@ impl Session {
                 }
                 Ok(_) => return Err(rustls::Error::General("unexpected TLS state".into())),
                 Err(error) => {
-                    self.incoming.clear();
+                    self.incoming.drain(..done + discard);
                     self.queue_alert();
+                    self.failure = Some(error.clone());
                     return Err(error);
                 }
             };
@@ -146,15 +152,20 @@ impl Session {
     }
 
     /// After a failure, lets rustls encode the alert that tells the peer why.
+    ///
+    /// rustls hands out what it has to send before it looks at records, which it must not do once
+    /// more; but it may have noted positions in `incoming`, so its bytes stay.
     fn queue_alert(&mut self) {
-        while let UnbufferedStatus {
-            state: Ok(ConnectionState::EncodeTlsData(mut alert)),
-            ..
-        } = self.connection.process_tls_records(&mut [])
-        {
+        while self.connection.wants_write() {
+            let UnbufferedStatus { discard, state, .. } =
+                self.connection.process_tls_records(&mut self.incoming);
+            let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else {
+                return;
+            };
             let encoded = append(&mut self.outgoing, FLIGHT_BYTES, |space| {
                 alert.encode(space).map_err(|_| None)
             });
+            self.incoming.drain(..discard);
             if encoded.is_err() {
                 return;
             }
@@ -354,6 +365,7 @@ pub async fn connect(
         outgoing: Vec::with_capacity(FLIGHT_BYTES),
         spill: Vec::new(),
         closed: false,
+        failure: None,
     }));
     let mut reader = TlsReader {
         socket: reader,

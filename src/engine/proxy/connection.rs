@@ -89,7 +89,7 @@ pub async fn serve(shard: &Rc<Shard>, entrance: &Entrance, socket: TcpStream, pe
     };
     match after {
         After::Keep | After::Close => device.watch.shutdown(Side::Both),
-        After::Reset => device.watch.reset_on_close(),
+        After::Reset => device.watch.reset(),
         After::Linger => device.linger(shard).await,
     }
     shard.buffers.put(std::mem::take(&mut device.inbox));
