@@ -10,6 +10,7 @@ use std::{io, thread, time::Duration};
 use common::{
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, acme},
+    pace,
     upstream::Upstream,
     wait_until,
 };
@@ -50,7 +51,7 @@ fn a_head_that_trickles_is_given_up_all_the_same() {
         move || {
             // Each byte is in time; all of them are not. Ends with the connection.
             while stream.write_all(b"G").is_ok() {
-                thread::sleep(Duration::from_millis(10));
+                pace(Duration::from_millis(10));
             }
         }
     });
@@ -90,7 +91,7 @@ fn a_body_may_take_long_if_it_never_stalls() {
     let mut press = Device::connect(PRESS, gateway.address());
     press.send("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 12\r\n\r\n");
     for _ in 0..12 {
-        thread::sleep(Duration::from_millis(100));
+        pace(Duration::from_millis(100));
         press.send("x");
     }
     // Neither the head's time nor the answer's ran while the body came.

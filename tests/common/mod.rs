@@ -16,6 +16,7 @@ pub mod device;
 pub mod engine;
 pub mod folder;
 pub mod gateway;
+pub mod servers;
 pub mod upstream;
 pub mod wire;
 
@@ -31,4 +32,9 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(begun.elapsed() < PATIENCE, "still waiting for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// The pace of a slow device or server: what a script does, never a way to wait for something.
+pub fn pace(pause: Duration) {
+    std::thread::sleep(pause);
 }

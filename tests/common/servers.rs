@@ -1,0 +1,206 @@
+//! Real servers, as users have them: nginx, Apache httpd, gunicorn.
+//!
+//! Each runs in the foreground on a loopback port of its own, out of a folder of its own, and is
+//! ended by its process id. A missing program fails the test; it never skips it.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use super::{PATIENCE, pace};
+
+/// A running server.
+pub struct Server {
+    pub address: SocketAddr,
+    child: Child,
+    dir: TempDir,
+}
+
+/// Where programs that Debian keeps for root are.
+const FOLDERS: [&str; 2] = ["/usr/sbin", "/usr/local/sbin"];
+
+/// The path of a program; fails the test if it is missing.
+pub fn program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(FOLDERS.map(PathBuf::from));
+    let found = folders
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is missing; run scripts/setup"))
+}
+
+impl Server {
+    /// nginx with these directives inside its `server` block; `PORT` and `DIR` are filled in.
+    ///
+    /// Its application is a `location` that answers with the variables it sees.
+    pub fn nginx(server: &str) -> Self {
+        Self::start(|dir, port| {
+            let directives = server.replace("DIR", dir.to_str().unwrap());
+            let config = format!(
+                "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log error.log;\n\
+                 events {{}}\n\
+                 http {{\naccess_log off;\nclient_max_body_size 100m;\n\
+                 client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
+                 uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
+                 server {{\n{}\n}}\n}}\n",
+                directives.replace("PORT", &port.to_string()),
+            );
+            fs::write(dir.join("nginx.conf"), config).unwrap();
+            let mut command = Command::new(program("nginx"));
+            command
+                .arg("-p")
+                .arg(dir)
+                .args(["-c", "nginx.conf", "-e", "error.log"]);
+            command
+        })
+    }
+
+    /// Apache httpd with this CGI script at `/cgi/app`, written in sh.
+    pub fn apache(script: &str) -> Self {
+        let modules = "/usr/lib/apache2/modules";
+        Self::start(|dir, port| {
+            let app = dir.join("cgi").join("app");
+            fs::create_dir(dir.join("cgi")).unwrap();
+            fs::write(&app, script).unwrap();
+            make_executable(&app);
+            let shown = dir.to_str().unwrap();
+            let load = ["mpm_prefork", "authz_core", "alias", "cgi"]
+                .map(|name| format!("LoadModule {name}_module {modules}/mod_{name}.so\n"))
+                .concat();
+            let config = format!(
+                "{load}ServerRoot {shown}\nServerName localhost\nListen 127.0.0.1:{port}\n\
+                 PidFile {shown}/httpd.pid\nErrorLog {shown}/error.log\nDefaultRuntimeDir {shown}\n\
+                 Mutex pthread\nUser nobody\nGroup nogroup\n\
+                 StartServers 2\nMinSpareServers 1\n\
+                 ScriptAlias /cgi/ {shown}/cgi/\n\
+                 <Directory {shown}/cgi>\nRequire all granted\nCGIPassAuth On\n</Directory>\n"
+            );
+            fs::write(dir.join("httpd.conf"), config).unwrap();
+            open_to_all(dir);
+            let mut command = Command::new(program("apache2"));
+            command
+                .args(["-X", "-d"])
+                .arg(dir)
+                .arg("-f")
+                .arg(dir.join("httpd.conf"));
+            command
+        })
+    }
+
+    /// gunicorn, as the set-up installed it, with this WSGI application.
+    pub fn gunicorn(app: &str) -> Self {
+        let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/gunicorn");
+        assert!(
+            installed.is_file(),
+            "gunicorn is missing; run scripts/setup"
+        );
+        Self::start(|dir, port| {
+            fs::write(dir.join("app.py"), app).unwrap();
+            let mut command = Command::new(&installed);
+            command
+                .arg("--chdir")
+                .arg(dir)
+                .args(["--bind", &format!("127.0.0.1:{port}")])
+                .args([
+                    "--workers",
+                    "1",
+                    "--threads",
+                    "4",
+                    "--graceful-timeout",
+                    "5",
+                ])
+                .arg("--worker-tmp-dir")
+                .arg(dir)
+                .arg("app:application");
+            command
+        })
+    }
+
+    /// Starts a server on a free port. Another process may take the port first; then the server
+    /// ends, and another port is tried.
+    fn start(prepare: impl Fn(&Path, u16) -> Command) -> Self {
+        let mut said = String::new();
+        for _ in 0..5 {
+            let dir = tempfile::tempdir().unwrap();
+            let address = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
+            let log = fs::File::create(dir.path().join("output.log")).unwrap();
+            let mut child = prepare(dir.path(), address.port())
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log)
+                .spawn()
+                .unwrap();
+            if serves(&mut child, address) {
+                return Self {
+                    address,
+                    child,
+                    dir,
+                };
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+            for log in ["output.log", "error.log"] {
+                said += &fs::read_to_string(dir.path().join(log)).unwrap_or_default();
+            }
+        }
+        panic!("the server does not start:\n{said}");
+    }
+
+    /// The folder it runs in.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+/// Waits until the server accepts connections; `false` if it ends instead.
+fn serves(child: &mut Child, address: SocketAddr) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if TcpStream::connect(address).is_ok() {
+            return true;
+        }
+        pace(Duration::from_millis(5));
+    }
+    false
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // An orderly end lets it end its own children.
+        let id = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-s", "TERM", &id]).status();
+        let begun = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if begun.elapsed() > Duration::from_secs(10) {
+                let _ = self.child.kill();
+            }
+            pace(Duration::from_millis(5));
+        }
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.path("error.log")).unwrap_or_default();
+            eprintln!("the server said:\n{log}");
+        }
+    }
+}
+
+fn make_executable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Lets a server that gives up root's rights read its folder.
+fn open_to_all(dir: &Path) {
+    make_executable(dir);
+}
