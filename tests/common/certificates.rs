@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use rcgen::{
@@ -11,9 +11,10 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls::{
-    RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
-    server::WebPkiClientVerifier,
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
 };
 use tempfile::TempDir;
 
@@ -103,9 +104,18 @@ impl Authority {
     /// What a server that shows `leaf` speaks TLS with; one that demands certificates trusts those
     /// of `clients`.
     pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
+        Self::server_config_of(leaf, clients, rustls::ALL_VERSIONS)
+    }
+
+    /// Likewise, for these versions of TLS alone.
+    pub fn server_config_of(
+        leaf: &Leaf,
+        clients: Option<&Authority>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(rustls::ALL_VERSIONS)
+            .with_protocol_versions(versions)
             .unwrap();
         let builder = match clients {
             None => builder.with_no_client_auth(),
@@ -122,6 +132,37 @@ impl Authority {
                 .with_single_cert(vec![leaf.der.clone()], leaf.private_key())
                 .unwrap(),
         )
+    }
+
+    /// Likewise, and every server name that a client sends is noted, or that it sends none.
+    pub fn server_config_that_notes_names(leaf: &Leaf) -> (Arc<ServerConfig>, SeenNames) {
+        let seen = SeenNames::default();
+        let mut config = Arc::unwrap_or_clone(Self::server_config(leaf, None));
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&leaf.private_key()).unwrap();
+        config.cert_resolver = Arc::new(NotingResolver {
+            key: Arc::new(CertifiedKey::new(vec![leaf.der.clone()], key)),
+            seen: Arc::clone(&seen),
+        });
+        (Arc::new(config), seen)
+    }
+}
+
+/// Server names in the order in which clients sent them.
+pub type SeenNames = Arc<Mutex<Vec<Option<String>>>>;
+
+#[derive(Debug)]
+struct NotingResolver {
+    key: Arc<CertifiedKey>,
+    seen: SeenNames,
+}
+
+impl ResolvesServerCert for NotingResolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.seen
+            .lock()
+            .unwrap()
+            .push(hello.server_name().map(str::to_owned));
+        Some(Arc::clone(&self.key))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
 };
 
@@ -124,7 +124,11 @@ impl Gateway {
 
     /// What it has said so far.
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        // A test that failed while it held the log still wants to show it.
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits until it has said `text`.

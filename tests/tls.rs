@@ -1,0 +1,211 @@
+//! HTTPS servers, accepted and refused: names, authorities, dates, client certificates, versions.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{
+    certificates::{Authority, Leaf, Validity, quoted},
+    device,
+    gateway::{Gateway, account},
+    upstream::{Upstream, echo},
+    wire::Message,
+};
+use rustls::ServerConfig;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+
+/// Asks a server at `upstream` by `url`, trusting `authority`.
+fn ask(url: &str, upstream: &Upstream, authority: &Authority, extra: &str) -> Message {
+    let server = format!(
+        "[[account.server]]\nurl = \"{url}\"\naddress = [\"{}\"]\nca = {}\n{extra}",
+        upstream.address,
+        quoted(&authority.pem()),
+    );
+    let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+    let answer = device::ask("127.0.0.7", gateway.address(), GET);
+    gateway.stop();
+    answer
+}
+
+fn serve(leaf: &Leaf, clients: Option<&Authority>) -> Upstream {
+    Upstream::start_tls(Authority::server_config(leaf, clients), echo)
+}
+
+/// A server of one TLS version only.
+fn versions(
+    leaf: &Leaf,
+    clients: Option<&Authority>,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> Arc<ServerConfig> {
+    Authority::server_config_of(leaf, clients, &[version])
+}
+
+#[test]
+fn a_certificate_that_does_not_hold_is_refused_before_a_request_is_sent() {
+    let (known, unknown) = (Authority::new("Known CA"), Authority::new("Unknown CA"));
+    let names = &["ingest.acme.example"];
+    for (case, leaf, url) in [
+        (
+            "wrong name",
+            known.server(&["other.example"], Validity::Current),
+            "https://ingest.acme.example",
+        ),
+        (
+            "wrong address",
+            known.server(names, Validity::Current),
+            "https://127.0.0.1",
+        ),
+        (
+            "a name for an address",
+            known.server(&["127.0.0.2"], Validity::Current),
+            "https://127.0.0.1",
+        ),
+        (
+            "unknown authority",
+            unknown.server(names, Validity::Current),
+            "https://ingest.acme.example",
+        ),
+        (
+            "expired",
+            known.server(names, Validity::Expired),
+            "https://ingest.acme.example",
+        ),
+    ] {
+        let upstream = serve(&leaf, None);
+        let answer = ask(url, &upstream, &known, "");
+        assert_eq!(
+            (answer.status(), answer.token()),
+            (502, Some("tls_certificate_error")),
+            "{case}"
+        );
+        assert!(upstream.requests().is_empty(), "{case}");
+    }
+}
+
+#[test]
+fn a_certificate_that_holds_is_accepted_by_name_and_by_address() {
+    let authority = Authority::new("Known CA");
+    for (names, url) in [
+        (&["ingest.acme.example"][..], "https://ingest.acme.example"),
+        (&["*.acme.example"], "https://ingest.acme.example"),
+        (&["other.example", "127.0.0.1"], "https://127.0.0.1"),
+    ] {
+        let upstream = serve(&authority.server(names, Validity::Current), None);
+        assert_eq!(
+            ask(url, &upstream, &authority, "").status(),
+            200,
+            "{names:?}"
+        );
+        assert_eq!(upstream.request().identity_like().len(), 3);
+    }
+}
+
+#[test]
+fn the_servers_name_is_sent_for_names_only() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["ingest.acme.example", "127.0.0.1"], Validity::Current);
+    for (url, expected) in [
+        (
+            "https://ingest.acme.example",
+            Some("ingest.acme.example".to_owned()),
+        ),
+        ("https://127.0.0.1", None),
+    ] {
+        let (config, seen) = Authority::server_config_that_notes_names(&leaf);
+        let upstream = Upstream::start_tls(config, echo);
+        assert_eq!(ask(url, &upstream, &authority, "").status(), 200);
+        assert_eq!(*seen.lock().unwrap(), [expected], "{url}");
+    }
+}
+
+#[test]
+fn a_server_that_demands_a_certificate_gets_it_or_is_told_apart() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let client = authority.client("m2u.talk2m.com");
+    let unknown = Authority::new("Unknown CA");
+    let stranger = unknown.client("stranger");
+    let shows = |leaf: &Leaf| {
+        let (pem, key) = (quoted(&leaf.pem), quoted(&leaf.key));
+        format!("client_certificate = {pem}\nclient_key = {key}\n")
+    };
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let start = || Upstream::start_tls(versions(&leaf, Some(&authority), version), echo);
+        let upstream = start();
+        assert_eq!(
+            ask("https://127.0.0.1", &upstream, &authority, &shows(&client)).status(),
+            200
+        );
+        for extra in [String::new(), shows(&stranger)] {
+            let upstream = start();
+            let answer = ask("https://127.0.0.1", &upstream, &authority, &extra);
+            let seen = (answer.status(), answer.token());
+            assert_eq!(
+                seen,
+                (502, Some("tls_certificate_error")),
+                "{version:?} {extra}"
+            );
+            assert!(upstream.requests().is_empty());
+        }
+    }
+}
+
+#[test]
+fn both_versions_carry_bodies_of_any_size() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let upstream = Upstream::start_tls(versions(&leaf, None, version), |conversation| {
+            while let Some(request) = conversation.request()? {
+                conversation.answer(&request.body)?;
+            }
+            Ok(())
+        });
+        let server = format!(
+            "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
+            upstream.address,
+            quoted(&authority.pem()),
+        );
+        let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+        let mut device = device::Device::connect("127.0.0.7", gateway.address());
+        // Around the sizes of records and of buffers.
+        for size in [
+            0, 1, 8_186, 8_187, 8_192, 16_384, 65_535, 65_536, 65_537, 300_000,
+        ] {
+            let body: Vec<u8> = (0..size).map(|index| (index * 7 % 251) as u8).collect();
+            let head = format!("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: {size}\r\n\r\n");
+            let answer = device.ask([head.as_bytes(), &body].concat());
+            assert_eq!(answer.status(), 200);
+            assert!(answer.body == body, "{size} bytes came back changed");
+        }
+        assert_eq!(upstream.connections(), 1);
+        gateway.stop();
+    }
+}
+
+#[test]
+fn an_answer_cut_off_below_tls_never_passes_for_complete() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let upstream = Upstream::start_tls(Authority::server_config(&leaf, None), |conversation| {
+        conversation.request()?;
+        conversation.write("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it")?;
+        // Without TLS' own goodbye, an attacker in between may have cut it.
+        conversation.cut()
+    });
+    let server = format!(
+        "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
+        upstream.address,
+        quoted(&authority.pem()),
+    );
+    let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+    for request in [GET, "GET / HTTP/1.0\r\n\r\n"] {
+        let mut device = device::Device::connect("127.0.0.7", gateway.address());
+        device.send(request);
+        assert!(device.receive_answer(false).is_err(), "{request}");
+    }
+    gateway.stop();
+}
