@@ -85,7 +85,7 @@ fn puthttp_sends_a_form_either_way_and_from_old_firmware() {
         "POST /Portal/Upload HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n\
          Content-Length: 15\r\n\r\nMessage=a+b%26c",
         "POST /Portal/Upload HTTP/1.1\r\nHost: m2u\r\n\
-         Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 81\r\n\r\n\
+         Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 82\r\n\r\n\
          --x\r\nContent-Disposition: form-data; name=\"name[]\"; filename=\"a b\"\r\n\r\nnan\r\n--x--\r\n",
     ] {
         let received = send(request.as_bytes(), request.len());
