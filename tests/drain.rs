@@ -41,6 +41,10 @@ fn slow() -> (Upstream, mpsc::Sender<()>) {
                 conversation.write("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nla")?;
                 told.lock().unwrap().recv().map_err(io::Error::other)?;
                 conversation.write("te")?;
+            } else if request.target() == "/until-close" {
+                conversation.write("HTTP/1.1 200 OK\r\n\r\nla")?;
+                told.lock().unwrap().recv().map_err(io::Error::other)?;
+                return conversation.write("te");
             } else {
                 conversation.answer("ok")?;
             }
@@ -190,6 +194,21 @@ fn what_takes_longer_than_the_limit_is_cut_off() {
     assert_eq!(relaying.receive_rest().unwrap_or_default(), b"la");
     assert!(!gateway.log().contains("panicked"), "{}", gateway.log());
     assert_eq!(awaiting.receive_rest().unwrap_or_default(), b"");
+}
+
+#[test]
+fn an_answer_that_is_cut_off_does_not_pass_for_complete() {
+    let (upstream, _go) = slow();
+    let mut gateway = gateway("300ms", &upstream);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send("GET /until-close HTTP/1.0\r\n\r\n");
+    let head = wire::read_head(&mut press.stream()).unwrap().unwrap();
+    assert_eq!(head.status(), 200);
+    assert_eq!(press.receive_bytes(2), b"la");
+    gateway.signal("TERM");
+    let rest = press.receive_rest().map_err(|error| error.kind());
+    assert_eq!(rest, Err(io::ErrorKind::ConnectionReset));
+    assert_eq!(gateway.wait().code(), Some(0));
 }
 
 #[test]
