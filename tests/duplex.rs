@@ -165,3 +165,26 @@ fn an_early_answer_survives_a_server_that_closes_on_the_rest() {
     }
     gateway.stop();
 }
+
+#[test]
+fn a_request_that_fails_cuts_an_answer_off_that_lasts_until_the_close() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.head()?;
+        conversation.write("HTTP/1.1 200 OK\r\n\r\nhello")?;
+        conversation.read_rest().map(|_| ())
+    });
+    let gateway = Gateway::with(&acme(&upstream.url()));
+    let begin = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+                 5\r\nhello\r\n";
+    for broken in ["zz\r\n", ""] {
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(POST_CHUNKED);
+        assert_eq!(press.receive_bytes(begin.len()), begin.as_bytes());
+        press.send(broken);
+        press.finish();
+        // No last chunk: the gateway ended the answer, not its server.
+        assert_eq!(press.receive_rest().unwrap_or_default(), b"");
+        wait_until("the server to see the end", || upstream.open() == 0);
+    }
+    gateway.stop();
+}

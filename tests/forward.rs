@@ -419,3 +419,32 @@ fn a_v4_device_is_known_on_a_v6_listener() {
     }
     gateway.stop();
 }
+
+#[test]
+fn an_exact_address_wins_over_the_longest_prefix() {
+    let upstream = Upstream::echo();
+    let devices = [
+        ("plant", "127.1.0.0/16"),
+        ("hall", "127.1.7.0/24"),
+        ("press", "127.1.7.5"),
+    ];
+    let accounts = account("acme", &server("m2u", &upstream.url()), &devices);
+    let gateway = Gateway::with(&accounts);
+    for (source, name) in [
+        ("127.1.7.5", Some("press")),
+        ("127.1.7.6", Some("hall")),
+        ("127.1.8.5", Some("plant")),
+        ("127.2.7.5", None),
+    ] {
+        let answer = device::ask(source, gateway.address(), "GET / HTTP/1.0\r\n\r\n");
+        match name {
+            None => assert_eq!(answer.status(), 403),
+            Some(name) => {
+                assert_eq!(answer.status(), 200);
+                let request = upstream.requests().pop().unwrap();
+                assert_eq!(request.all("X_Talk2M_Device"), [name]);
+            }
+        }
+    }
+    gateway.stop();
+}

@@ -172,3 +172,34 @@ fn all_addresses_together_are_bounded() {
     assert_eq!(one_too_many.receive().status(), 429);
     gateway.stop();
 }
+
+#[test]
+fn a_device_that_stops_reading_is_given_up_and_can_tell() {
+    let upstream = Upstream::start(|conversation| {
+        let request = conversation.request()?.expect("a request");
+        conversation.write(match request.target() {
+            "/length" => "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n",
+            _ => "HTTP/1.1 200 OK\r\n\r\n",
+        })?;
+        // More than all the buffers on the way; ends when the gateway ends the connection.
+        loop {
+            conversation.write([b'x'; 65_536])?;
+        }
+    });
+    let gateway = gateway("[timeouts]\nbody = \"300ms\"\n", &upstream);
+    for line in ["GET /length HTTP/1.1", "GET / HTTP/1.1", "GET / HTTP/1.0"] {
+        let before = upstream.connections();
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(format!("{line}\r\nHost: m2u\r\n\r\n"));
+        wait_until("the request", || upstream.connections() > before);
+        wait_until("the server's connection to end", || upstream.open() == 0);
+        match line {
+            "GET / HTTP/1.0" => {
+                let error = press.receive_rest().expect_err("no orderly end");
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            }
+            _ => assert!(press.receive_answer(false).is_err()),
+        }
+    }
+    gateway.stop();
+}

@@ -47,7 +47,7 @@ fn pipelined_requests_are_told_apart_at_every_cut() {
     let upstream = Upstream::start(repeat);
     let gateway = Gateway::with(&acme(&upstream.url()));
     let ask = "POST /1 HTTP/1.1\r\nHost: m2u\r\nTransfer-Encoding: chunked\r\n\r\n\
-               3\r\nabc\r\n0\r\n\r\n\r\n\
+               3\r\nabc\r\n0\r\n\r\n\r\n\r\n\r\n\
                GET /2 HTTP/1.1\r\nHost: m2u\r\n\r\n\
                PUT /3 HTTP/1.1\r\nHost: m2u\r\nContent-Length: 3\r\n\r\nxyz";
     let mut press = Device::connect(PRESS, gateway.address());

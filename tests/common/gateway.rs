@@ -139,11 +139,8 @@ impl Gateway {
                 return true;
             }
             let ended = child.try_wait().unwrap();
-            assert!(
-                ended.is_none(),
-                "m2u ended with {ended:?}:\n{}",
-                log.lock().unwrap()
-            );
+            let said = log.lock().unwrap().clone();
+            assert!(ended.is_none(), "m2u ended with {ended:?}:\n{said}");
             false
         });
     }

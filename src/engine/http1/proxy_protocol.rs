@@ -55,7 +55,9 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, BadHeader> {
                 consumed,
             }),
         },
-        Err(Error::BufferTooShort) if bytes.len() < length_max => Ok(Parsed::Partial),
+        Err(Error::BufferTooShort) if bytes.len() < length_max && !is_ended_line(bytes) => {
+            Ok(Parsed::Partial)
+        }
         Err(_) => Err(BadHeader),
     }
 }
@@ -66,6 +68,11 @@ fn begins_alike(bytes: &[u8], signature: &[u8]) -> bool {
         .iter()
         .zip(signature)
         .all(|(byte, expected)| byte == expected)
+}
+
+/// Whether a version 1 header has its line feed: more bytes can't complete it.
+fn is_ended_line(bytes: &[u8]) -> bool {
+    bytes.starts_with(SIGNATURE_V1) && memchr::memchr(b'\n', bytes).is_some()
 }
 
 /// Length of a version 2 header as it says itself; `None` before it has, and for version 1.

@@ -41,8 +41,27 @@ struct Entry {
     read_due: Due,
     write_due: Due,
     waiting: Waiting,
+    cut: Cut,
     read_expired: bool,
     write_expired: bool,
+}
+
+/// How a connection ends that must end early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// In order: what was sent says by itself whether it is complete.
+    Orderly,
+    /// By a reset: an orderly end would make half an answer a whole one.
+    Reset,
+}
+
+impl Entry {
+    fn end(&self) {
+        match self.cut {
+            Cut::Orderly => sys::shutdown(self.fd, Side::Both),
+            Cut::Reset => sys::reset(self.fd),
+        }
+    }
 }
 
 /// What a socket's reader is waiting for.
@@ -91,6 +110,7 @@ impl Deadlines {
             read_due: Due::NEVER,
             write_due: Due::NEVER,
             waiting: Waiting::Busy,
+            cut: Cut::Orderly,
             read_expired: false,
             write_expired: false,
         };
@@ -122,7 +142,7 @@ impl Deadlines {
             if entry.write_due <= now {
                 entry.write_due = Due::NEVER;
                 entry.write_expired = true;
-                sys::shutdown(entry.fd, Side::Both);
+                entry.end();
             }
         }
     }
@@ -130,7 +150,7 @@ impl Deadlines {
     /// Ends every connection, whatever it is doing.
     pub fn close_all(&self) {
         for (_, entry) in self.sockets.borrow().iter() {
-            sys::shutdown(entry.fd, Side::Both);
+            entry.end();
         }
     }
 
@@ -177,6 +197,11 @@ impl Watch {
             entry.read_due = Due::NEVER;
             entry.waiting = Waiting::Busy;
         });
+    }
+
+    /// From now on an early end is one of this kind.
+    pub fn set_cut(&self, cut: Cut) {
+        self.with(|entry| entry.cut = cut);
     }
 
     /// Whether the sweep ended a receive.

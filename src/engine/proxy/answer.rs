@@ -19,7 +19,7 @@ use crate::{
             rewrite::{self, Delivery, Origin},
         },
         net::{
-            deadline::Watch,
+            deadline::{Cut, Watch},
             stream::{Reader, SocketWriter, StreamError},
             sys::Side,
         },
@@ -286,6 +286,12 @@ impl<'a> Answer<'a> {
             downstream,
             mut upstream,
         } = start;
+        // Where only the close tells the end, an orderly one would be a lie.
+        let (cut, after_cut) = match delivered {
+            Body::UntilClose => (Cut::Reset, After::Reset),
+            _ => (Cut::Orderly, After::Close),
+        };
+        self.device_watch.set_cut(cut);
         let timeout = self.plan.route.timeouts.body;
         let mut buffer = outbox;
         let mut begin = 0;
@@ -295,7 +301,7 @@ impl<'a> Answer<'a> {
             buffer = back;
             if result.is_err() {
                 self.flow.tally.failure.set(Some(Failure::DeviceGone));
-                break Some(After::Close);
+                break Some(after_cut);
             }
             if intake.is_done() {
                 break None;
@@ -311,17 +317,14 @@ impl<'a> Answer<'a> {
                     }
                 }
                 None => {
-                    self.flow
-                        .tally
-                        .failure
-                        .set(Some(Failure::ResponseIncomplete));
-                    // Where only the close tells the end, an orderly one would be a lie.
-                    let untold = delivered == Body::UntilClose;
-                    break Some(if untold { After::Reset } else { After::Close });
+                    let tally = self.flow.tally;
+                    tally.failure.set(Some(Failure::ResponseIncomplete));
+                    break Some(after_cut);
                 }
             }
         };
         self.shard.buffers.put(buffer);
+        self.device_watch.set_cut(Cut::Orderly);
         let sent = self.flow.request.get() == RequestPhase::Sent;
         match broken {
             Some(after) => Ended::broken(after),
@@ -350,7 +353,8 @@ impl<'a> Answer<'a> {
             .read(buffer, intake.room(relay_bytes), due)
             .await;
         match result {
-            Ok(0) if intake.ends_by_close() => intake.finish(),
+            // After a failed request it was the gateway that ended the server's connection.
+            Ok(0) if intake.ends_by_close() && !self.flow.is_failed() => intake.finish(),
             Ok(received) if received > 0 => {}
             _ => return (None, buffer),
         }

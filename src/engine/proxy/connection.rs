@@ -154,9 +154,11 @@ impl Device {
         let mut skipped = 0;
         let mut due = None;
         loop {
-            if scanned == 0 {
-                let empty = head::leading_empty_lines(&self.inbox);
+            // Looked for each time: the first of them may have come in two pieces.
+            let empty = head::leading_empty_lines(&self.inbox);
+            if empty > 0 {
                 self.inbox.drain(..empty);
+                scanned = 0;
                 skipped += empty;
                 if skipped > limits::EMPTY_LINES_BYTES_MAX {
                     return Err(Stop::Failed(Failure::MalformedHead));

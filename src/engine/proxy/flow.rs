@@ -94,6 +94,11 @@ impl<'t> Flow<'t> {
         self.whole || self.request.get() == RequestPhase::Sent
     }
 
+    /// Whether the device did not send the request to its end.
+    pub fn is_failed(&self) -> bool {
+        matches!(self.request.get(), RequestPhase::Failed(_))
+    }
+
     /// Takes note of how sending the head, and the body that came with it, went.
     pub fn note_first_send(&self, shard: &Shard, plan: &Plan<'_>, result: Result<(), WriteError>) {
         match result {
