@@ -3,14 +3,13 @@
 use std::{
     io::{self, BufReader, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
-    thread,
     time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
 
 use super::{
-    PATIENCE,
+    PATIENCE, pace,
     wire::{self, Message},
 };
 
@@ -45,7 +44,7 @@ impl Device {
         let (begin, end) = bytes.as_ref().split_at(cut);
         self.send(begin);
         // The gateway will as a rule see the pieces apart; a test must hold if it does not.
-        thread::sleep(Duration::from_millis(1));
+        pace(Duration::from_millis(1));
         self.send(end);
     }
 
