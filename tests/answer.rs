@@ -10,8 +10,9 @@ use std::{
 };
 
 use common::{
+    certificates::{Authority, Validity, quoted},
     device::{self, Device},
-    gateway::{Gateway, acme},
+    gateway::{Gateway, account, acme, server},
     upstream::Upstream,
     wait_until,
 };
@@ -275,5 +276,31 @@ fn an_answer_that_breaks_off_behind_its_head_is_never_ended_in_order() {
         assert_eq!(rest, outcome, "{line}");
     }
     wait_until("the connections to end", || upstream.open() == 0);
+    gateway.stop();
+}
+
+#[test]
+fn a_tls_server_that_goes_without_a_word_has_not_ended_its_answer() {
+    let authority = Authority::new("authority");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let config = Authority::server_config(&leaf, None);
+    let upstream = Upstream::start_tls(config, |conversation| {
+        conversation.request()?;
+        conversation.write("HTTP/1.1 200 OK\r\n\r\nhello")?;
+        // No close_notify: whoever sits on the way can cut a connection as well.
+        conversation.cut()
+    });
+    let url = format!("https://{}", upstream.address);
+    let ca = format!("ca = {}\n", quoted(&authority.pem()));
+    let accounts = account("acme", &(server("m2u", &url) + &ca), &[("press-07", PRESS)]);
+    let gateway = Gateway::with(&accounts);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(GET);
+    let rest = String::from_utf8(press.receive_rest().unwrap()).unwrap();
+    assert!(rest.ends_with("\r\n\r\n5\r\nhello\r\n"), "{rest}");
+    let mut old = Device::connect(PRESS, gateway.address());
+    old.send(GET_1_0);
+    let error = old.receive_rest().expect_err("no orderly end");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     gateway.stop();
 }

@@ -188,3 +188,31 @@ fn a_request_that_fails_cuts_an_answer_off_that_lasts_until_the_close() {
     }
     gateway.stop();
 }
+
+#[test]
+fn an_early_answer_passes_a_body_that_nobody_reads() {
+    let (done, told) = std::sync::mpsc::channel::<()>();
+    let told = std::sync::Mutex::new(told);
+    let upstream = Upstream::start(move |conversation| {
+        conversation.head()?;
+        conversation
+            .write("HTTP/1.1 507 Insufficient Storage\r\nContent-Length: 5\r\n\r\nfull\n")?;
+        // Neither reads nor closes until the device has its answer.
+        told.lock().unwrap().recv().map_err(io::Error::other)
+    });
+    let gateway = Gateway::with(&acme(&upstream.url()));
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 50000000\r\n\r\n");
+    let sender = std::thread::spawn({
+        use std::io::Write;
+        let mut stream = press.stream().try_clone().unwrap();
+        // More than the buffers on the way hold; fails when the gateway has had enough.
+        move || stream.write_all(&vec![b'x'; 50_000_000]).is_err()
+    });
+    let answer = press.receive();
+    assert_eq!((answer.status(), &*answer.text()), (507, "full\n"));
+    assert_eq!(answer.field("Connection"), Some("close"));
+    assert!(sender.join().unwrap());
+    done.send(()).unwrap();
+    gateway.stop();
+}

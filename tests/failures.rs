@@ -1,4 +1,5 @@
-//! What a device sees when its server can't be reached or makes no sense (specification, section 5).
+//! What a device sees when its server can't be reached or makes no sense (specification,
+//! section 5).
 
 #![allow(clippy::unwrap_used)]
 

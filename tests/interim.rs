@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     device::{self, Device},
-    gateway::{Gateway, acme},
+    gateway::{Gateway, PREAMBLE, acme},
     upstream::Upstream,
     wait_until,
 };
@@ -157,5 +157,33 @@ fn a_device_that_need_not_wait_for_the_100_does_not() {
     wait_until("the head to arrive", || upstream.requests().len() == 1);
     assert_eq!(press.ask("hello").status(), 200);
     assert_eq!(upstream.request().text(), "hello");
+    gateway.stop();
+}
+
+#[test]
+fn a_device_that_waits_for_a_100_in_vain_is_told_whose_fault_it_is() {
+    let upstream = Upstream::start(|conversation| {
+        let request = conversation.head()?.expect("a request");
+        if request.target() == "/continue" {
+            conversation.write("HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        conversation.read_rest().map(|_| ())
+    });
+    let timeouts = "[timeouts]\nbody = \"200ms\"\n";
+    let gateway = Gateway::start(&format!("{PREAMBLE}{timeouts}{}", acme(&upstream.url())));
+    let mut press = Device::connect(PRESS, gateway.address());
+    let answer = press.ask(EXPECTING);
+    assert_eq!(answer.status(), 504);
+    assert_eq!(answer.token(), Some("http_response_timeout"));
+    assert!(press.is_closed());
+
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(EXPECTING.replace("/ ", "/continue "));
+    assert_eq!(press.receive().status(), 100);
+    let answer = press.receive();
+    assert_eq!(answer.status(), 408);
+    assert_eq!(answer.token(), Some("http_request_timeout"));
+    assert!(press.is_closed());
+    wait_until("the server to see the ends", || upstream.open() == 0);
     gateway.stop();
 }

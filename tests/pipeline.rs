@@ -65,7 +65,10 @@ fn a_device_may_say_that_it_is_done_before_it_has_its_answers() {
     let upstream = Upstream::start(repeat);
     let gateway = Gateway::with(&acme(&upstream.url()));
     let mut press = Device::connect(PRESS, gateway.address());
-    press.send("GET /1 HTTP/1.1\r\nHost: m2u\r\n\r\nPUT /2 HTTP/1.1\r\nHost: m2u\r\nContent-Length: 1\r\n\r\nx");
+    press.send(
+        "GET /1 HTTP/1.1\r\nHost: m2u\r\n\r\n\
+         PUT /2 HTTP/1.1\r\nHost: m2u\r\nContent-Length: 1\r\n\r\nx",
+    );
     press.finish();
     assert_eq!(press.receive().text(), "GET /1 ");
     assert_eq!(press.receive().text(), "PUT /2 x");
