@@ -68,10 +68,11 @@ pub const AUTHORITY_BYTES_MAX: usize = 261;
 pub const PROXY_HEADER_BYTES_MAX: usize = 536;
 /// Bytes of empty lines before one request line, which are skipped.
 pub const EMPTY_LINES_BYTES_MAX: usize = 64;
-/// How long a refused device may go on sending before its connection ends.
+/// How long a device that has its answer may be silent before its connection ends.
 pub const LINGER: Duration = Duration::from_secs(2);
-/// Bytes that are read and thrown away after a refusal, so that the answer is not lost to a reset.
-pub const LINGER_BYTES_MAX: u64 = 1_048_576;
+/// How long it may go on sending: what it sends is thrown away, so that the answer is not lost to a
+/// reset.
+pub const LINGER_TOTAL: Duration = Duration::from_secs(30);
 /// Addresses of one upstream that are tried for one request.
 pub const ADDRESSES_PER_UPSTREAM_MAX: usize = 16;
 /// The shortest time for which an answer of the name server is believed, whatever its TTL.

@@ -304,3 +304,32 @@ fn a_tls_server_that_goes_without_a_word_has_not_ended_its_answer() {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     gateway.stop();
 }
+
+#[test]
+fn a_length_said_twice_alike_is_passed_on_once() {
+    for (fields, status) in [
+        ("Content-Length: 2\r\ncontent-length: 2\r\n", 200),
+        ("Content-Length: 2\r\nContent-Length: 3\r\n", 502),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", 502),
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\nok");
+        let upstream = Upstream::start(move |conversation| {
+            conversation.request()?;
+            conversation.write(&answer)
+        });
+        let gateway = Gateway::with(&acme(&upstream.url()));
+        let answer = device::ask(
+            "127.0.0.7",
+            gateway.address(),
+            "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n",
+        );
+        assert_eq!(answer.status(), status, "{fields}");
+        if status == 200 {
+            assert_eq!(
+                (answer.field("Content-Length"), answer.text()),
+                (Some("2"), "ok".into())
+            );
+        }
+        gateway.stop();
+    }
+}

@@ -448,3 +448,23 @@ fn an_exact_address_wins_over_the_longest_prefix() {
     }
     gateway.stop();
 }
+
+#[test]
+fn a_whole_url_without_a_path_asks_about_the_server_as_a_whole() {
+    for (target, path) in [
+        ("http://m2u", "*"),
+        ("*", "*"),
+        ("http://m2u/", "/"),
+        ("http://m2u?x", "/?x"),
+    ] {
+        let upstream = Upstream::echo();
+        let gateway = Gateway::with(&acme(&upstream.url()));
+        let request = format!("OPTIONS {target} HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        assert_eq!(
+            device::ask("127.0.0.7", gateway.address(), request).status(),
+            200
+        );
+        assert_eq!(upstream.request().target(), path, "{target}");
+        gateway.stop();
+    }
+}

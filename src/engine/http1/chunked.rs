@@ -29,7 +29,7 @@ pub struct Decoder {
 enum State {
     /// In the digits of a size.
     Size,
-    /// In blanks behind the size, which only an extension may follow.
+    /// In blanks behind the size.
     Blank,
     /// In the extensions.
     Extension,
@@ -133,7 +133,8 @@ impl Decoder {
             (S::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte),
             // A size needs a digit.
             (S::Size, _) if self.line == 0 => Err(ChunkError::Malformed),
-            (S::Size | S::Extension, b'\r') => Ok(S::SizeLineFeed),
+            // Blanks alone are tolerated: some servers pad their sizes, and what goes on is ours.
+            (S::Size | S::Blank | S::Extension, b'\r') => Ok(S::SizeLineFeed),
             (S::Size | S::Blank, b' ' | b'\t') => self.in_line(S::Blank),
             (S::Size | S::Blank, b';') => self.in_line(S::Extension),
             (S::Extension, byte) if !is_control(byte) => self.in_line(S::Extension),
@@ -279,7 +280,6 @@ mod tests {
             "0x1\r\na",
             "1\na",
             "1\r\rx",
-            "1 \r\na",
             "1\r\nab",
             "1\r\na\n",
             "1\r\na\r0",

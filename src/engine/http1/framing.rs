@@ -52,6 +52,22 @@ pub struct Framing {
 }
 
 impl Framing {
+    /// Like `take`, for an answer: a length that is said twice is said once (RFC 9110 §8.6), since
+    /// the gateway writes its own.
+    ///
+    /// # Errors
+    /// `FramingError`: the server's fault; 502.
+    pub fn take_of_response(&mut self, field: Field, value: &[u8]) -> Result<(), FramingError> {
+        let repeats = field == Field::ContentLength
+            && self.length.is_some()
+            && parse_length(value) == self.length;
+        if repeats {
+            Ok(())
+        } else {
+            self.take(field, value)
+        }
+    }
+
     /// Takes in a field already classified as `ContentLength`, `TransferEncoding` or `Disguised`.
     ///
     /// # Errors

@@ -338,7 +338,7 @@ impl<'h, 'b> Response<'h, 'b> {
                 Field::Dropped => {}
                 Field::Connection => has_connection = true,
                 Field::ContentLength | Field::TransferEncoding => {
-                    framing.take(field, header.value)?;
+                    framing.take_of_response(field, header.value)?;
                 }
                 Field::Location => {
                     kept.insert(index);

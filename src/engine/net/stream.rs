@@ -3,7 +3,7 @@
 //! Buffers are lent to the ring and come back with the result; a future from here is never dropped
 //! before it completes. Deadlines are given with each operation.
 
-use std::{io, net::SocketAddr, os::fd::AsRawFd, rc::Rc};
+use std::{io, net::SocketAddr, os::fd::AsRawFd, rc::Rc, time::Duration};
 
 use monoio::{
     buf::IoBuf,
@@ -91,6 +91,13 @@ impl Stream {
         self.watch.shutdown(Side::Both);
     }
 
+    /// Gives back what only a busy connection needs.
+    pub fn park(&self) {
+        if let Reader::Tls(reader) = &self.reader {
+            reader.park();
+        }
+    }
+
     /// Whether nothing has arrived on this idle connection: no byte, no end, no error.
     pub fn is_quiet(&self) -> bool {
         let leftover = match &self.reader {
@@ -173,7 +180,8 @@ impl Reader {
 }
 
 impl Writer {
-    /// Sends all of `buffer` from `begin` on.
+    /// Sends all of `buffer` from `begin` on; the peer may take any time over it, as long as it
+    /// never takes nothing for longer than `patience`.
     ///
     /// # Errors
     /// [`WriteError`], which says whether any byte had left.
@@ -181,11 +189,11 @@ impl Writer {
         &mut self,
         buffer: Vec<u8>,
         begin: usize,
-        due: Due,
+        patience: Duration,
     ) -> (Result<(), WriteError>, Vec<u8>) {
         match self {
-            Self::Plain(writer) => writer.write_all(buffer, begin, due).await,
-            Self::Tls(writer) => writer.write_all(buffer, begin, due).await,
+            Self::Plain(writer) => writer.write_all(buffer, begin, patience).await,
+            Self::Tls(writer) => writer.write_all(buffer, begin, patience).await,
         }
     }
 }
@@ -259,15 +267,16 @@ impl SocketWriter {
         &mut self,
         buffer: Vec<u8>,
         begin: usize,
-        due: Due,
+        patience: Duration,
     ) -> (Result<(), WriteError>, Vec<u8>) {
         let mut sent = begin;
         let mut buffer = buffer;
-        self.watch.set_write(due);
         let result = loop {
             if sent == buffer.len() {
                 break Ok(());
             }
+            self.watch
+                .set_write(self.watch.deadlines().due_in(patience));
             let (result, slice) = self.half.write(buffer.slice(sent..)).await;
             buffer = slice.into_inner();
             let error = match result {

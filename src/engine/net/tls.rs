@@ -4,7 +4,7 @@
 //! several records leave in one send. Reader and writer share the session, never across an await.
 //! Records carry 8 KiB: with mimalloc, rustls takes three times as long over larger ones.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use monoio::net::TcpStream;
 use rustls::{
@@ -26,6 +26,8 @@ use crate::limits;
 const RECORD_BYTES_MAX: usize = 16_384 + 256 + 5;
 /// Bytes that a record adds to its plaintext at most: header, nonce, type, tag.
 const RECORD_OVERHEAD_BYTES: usize = 64;
+/// Bytes of a buffer that an idle connection keeps: the next request allocates nothing.
+const PARKED_BYTES: usize = 2 * limits::TLS_RECORD_BYTES;
 /// Bytes of handshake that one flight is given at first; grows if a chain is longer.
 const FLIGHT_BYTES: usize = 4_096;
 
@@ -239,6 +241,25 @@ impl TlsReader {
         session.closed || !session.spill.is_empty() || !session.incoming.is_empty()
     }
 
+    /// Gives back what a large body made the buffers grow to; what an ordinary request needs stays.
+    pub fn park(&self) {
+        let Session {
+            incoming,
+            outgoing,
+            spill,
+            ..
+        } = &mut *self.session.borrow_mut();
+        for (buffer, kept) in [
+            (incoming, RECORD_BYTES_MAX),
+            (outgoing, PARKED_BYTES),
+            (spill, PARKED_BYTES),
+        ] {
+            if buffer.capacity() > kept && buffer.is_empty() {
+                *buffer = Vec::new();
+            }
+        }
+    }
+
     /// See [`Reader::read`].
     pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
         // Set once: whoever changes the deadline meanwhile means all records that are still to come.
@@ -306,14 +327,14 @@ impl TlsWriter {
         &mut self,
         buffer: Vec<u8>,
         begin: usize,
-        due: Due,
+        patience: Duration,
     ) -> (Result<(), WriteError>, Vec<u8>) {
         let sealed = self
             .session
             .borrow_mut()
             .advance(&mut Vec::new(), 0, &buffer[begin..]);
         match sealed {
-            Ok(Progress::Ready) => (self.flush(due).await, buffer),
+            Ok(Progress::Ready) => (self.flush(patience).await, buffer),
             Ok(_) => (
                 Err(WriteError {
                     error: StreamError::Truncated,
@@ -332,9 +353,9 @@ impl TlsWriter {
     }
 
     /// Sends the ciphertext that waits.
-    async fn flush(&mut self, due: Due) -> Result<(), WriteError> {
+    async fn flush(&mut self, patience: Duration) -> Result<(), WriteError> {
         let outgoing = std::mem::take(&mut self.session.borrow_mut().outgoing);
-        let (result, mut outgoing) = self.socket.write_all(outgoing, 0, due).await;
+        let (result, mut outgoing) = self.socket.write_all(outgoing, 0, patience).await;
         outgoing.clear();
         let mut session = self.session.borrow_mut();
         if session.outgoing.is_empty() {
@@ -346,7 +367,8 @@ impl TlsWriter {
 
 /// Speaks the client's half of a TLS handshake over a connected socket.
 ///
-/// Returns as soon as a request may be sent; the last flight leaves together with it.
+/// Returns as soon as a request may be sent; the last flight leaves together with it. All of it
+/// ends at `due`; no flight waits longer than `patience` to be taken.
 ///
 /// # Errors
 /// `StreamError::Tls` if the peer is not who the name says or will not speak with us (502 with the
@@ -357,6 +379,7 @@ pub async fn connect(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     due: Due,
+    patience: Duration,
 ) -> Result<Stream, StreamError> {
     let (reader, writer, watch) = stream::split(socket, deadlines);
     let session = Rc::new(RefCell::new(Session {
@@ -381,10 +404,13 @@ pub async fn connect(
         match progress {
             Ok(Progress::Ready) => break,
             Ok(Progress::Over) => return Err(StreamError::Truncated),
-            Ok(Progress::Blocked) => writer.flush(due).await.map_err(|failed| failed.error)?,
+            Ok(Progress::Blocked) => writer
+                .flush(patience)
+                .await
+                .map_err(|failed| failed.error)?,
             Err(error) => {
                 // The alert is a courtesy to the server's log; its loss changes nothing.
-                let _ = writer.flush(due).await;
+                let _ = writer.flush(patience).await;
                 return Err(error.into());
             }
         }

@@ -166,7 +166,9 @@ impl<'a> Answer<'a> {
             scanned = self.received.len();
             let buffer = std::mem::take(&mut self.received);
             let due = self.flow.response_due.get();
-            let (result, buffer) = self.upstream.read(buffer, usize::MAX, due).await;
+            // No more than what fits the outbox behind the head that is written anew.
+            let room = self.shard.buffers.relay_bytes();
+            let (result, buffer) = self.upstream.read(buffer, room, due).await;
             self.received = buffer;
             let error = match result {
                 Ok(received) if received > 0 => continue,
@@ -250,9 +252,9 @@ impl<'a> Answer<'a> {
         if response.body != Body::Absent {
             relay::append_framed(outbox, payload, delivered, is_last);
         }
-        // Bytes behind the end belong to no request that was sent.
         flow.tally.status.set(response.status);
         flow.tally.sent.set(intake.taken());
+        // Bytes behind the end belong to no request that was sent.
         let clean = piece.end == rest.len() && response.body != Body::UntilClose;
         Ok(Heard::Final(Start {
             intake,
@@ -271,8 +273,9 @@ impl<'a> Answer<'a> {
         if self.plan.version == Version::Http10 {
             return Ok(());
         }
-        let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
-        let (result, back) = self.device.write_all(std::mem::take(outbox), 0, due).await;
+        let patience = self.plan.route.timeouts.body;
+        let interim = std::mem::take(outbox);
+        let (result, back) = self.device.write_all(interim, 0, patience).await;
         *outbox = back;
         result.map_err(|_| NoHead::DeviceGone)
     }
@@ -292,12 +295,11 @@ impl<'a> Answer<'a> {
             _ => (Cut::Orderly, After::Close),
         };
         self.device_watch.set_cut(cut);
-        let timeout = self.plan.route.timeouts.body;
+        let patience = self.plan.route.timeouts.body;
         let mut buffer = outbox;
         let mut begin = 0;
         let broken = loop {
-            let due = self.shard.deadlines.due_in(timeout);
-            let (result, back) = self.device.write_all(buffer, begin, due).await;
+            let (result, back) = self.device.write_all(buffer, begin, patience).await;
             buffer = back;
             if result.is_err() {
                 self.flow.tally.failure.set(Some(Failure::DeviceGone));
@@ -446,8 +448,8 @@ pub async fn fail(
     let persist = if keeps { Persist::Keep } else { Persist::Close };
     let mut outbox = shard.buffers.take_relay();
     failure.write(&mut outbox, plan.to_head(), persist);
-    let due = shard.deadlines.due_in(plan.route.timeouts.body);
-    let (result, outbox) = device.write_all(outbox, 0, due).await;
+    let patience = plan.route.timeouts.body;
+    let (result, outbox) = device.write_all(outbox, 0, patience).await;
     shard.buffers.put(outbox);
     match (result, persist) {
         (Err(_), _) => After::Close,

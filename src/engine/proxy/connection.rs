@@ -95,6 +95,15 @@ pub async fn serve(shard: &Rc<Shard>, entrance: &Entrance, socket: TcpStream, pe
     shard.buffers.put(std::mem::take(&mut device.inbox));
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        // After a fault of ours nobody can say how much of an answer is out.
+        if std::thread::panicking() {
+            self.watch.reset();
+        }
+    }
+}
+
 impl Device {
     /// Learns who speaks and whether one more connection is allowed.
     async fn enter(&mut self, shard: &Shard, entrance: &Entrance) -> Result<Admitted, Stop> {
@@ -127,7 +136,11 @@ impl Device {
             }
             // A header is shorter than a parked buffer, or `parse` has refused it by now.
             let buffer = std::mem::take(&mut self.inbox);
-            let (result, buffer) = self.reader.read(buffer, usize::MAX, due).await;
+            // Idle until it speaks: a balancer's spare connection must not hold up a drain.
+            let (result, buffer) = match buffer.is_empty() {
+                true => self.reader.read_idle(buffer, usize::MAX, due).await,
+                false => self.reader.read(buffer, usize::MAX, due).await,
+            };
             self.inbox = buffer;
             if !matches!(result, Ok(received) if received > 0) {
                 return Err(Stop::Closed);
@@ -235,8 +248,8 @@ impl Device {
         }
         let mut outbox = shard.buffers.take_relay();
         failure.write(&mut outbox, false, Persist::Close);
-        let due = shard.deadlines.due_in(shard.timeouts.body);
-        let (result, outbox) = self.writer.write_all(outbox, 0, due).await;
+        let patience = shard.timeouts.body;
+        let (result, outbox) = self.writer.write_all(outbox, 0, patience).await;
         shard.buffers.put(outbox);
         if result.is_ok() {
             After::Linger
@@ -249,16 +262,15 @@ impl Device {
     /// answer could be lost before it is read (RFC 9112 §9.6).
     async fn linger(&mut self, shard: &Shard) {
         self.writer.finish();
-        let due = shard.deadlines.due_in(limits::LINGER);
-        let mut left = limits::LINGER_BYTES_MAX;
+        let end = shard.deadlines.due_in(limits::LINGER_TOTAL);
         let mut buffer = shard.buffers.take_relay();
-        while left > 0 && !shard.deadlines.is_past(due) {
+        while !shard.deadlines.is_past(end) {
             buffer.clear();
-            let (result, back) = self.reader.read(buffer, usize::MAX, due).await;
+            let due = shard.deadlines.due_in(limits::LINGER);
+            let (result, back) = self.reader.read_idle(buffer, usize::MAX, due).await;
             buffer = back;
-            match result {
-                Ok(received) if received > 0 => left = left.saturating_sub(received as u64),
-                _ => break,
+            if !matches!(result, Ok(received) if received > 0) {
+                break;
             }
         }
         shard.buffers.put(buffer);

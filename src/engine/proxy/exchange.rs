@@ -26,7 +26,7 @@ use crate::{
         },
         net::stream::{Stream, WriteError},
         shard::Shard,
-        upstream::connect,
+        upstream::{connect, pool::Connection},
     },
     limits,
     snapshot::{
@@ -167,8 +167,8 @@ async fn refuse(
         refusal.persist
     };
     refusal.failure.write(&mut outbox, refusal.to_head, persist);
-    let due = shard.deadlines.due_in(shard.timeouts.body);
-    let (result, outbox) = device.writer.write_all(outbox, 0, due).await;
+    let patience = shard.timeouts.body;
+    let (result, outbox) = device.writer.write_all(outbox, 0, patience).await;
     shard.buffers.put(outbox);
     match (result, persist) {
         (Err(_), _) => After::Close,
@@ -205,7 +205,10 @@ fn prepare<'s>(
     if shard.is_logging() {
         device.noted.keep(request.method_name, target.path);
     }
-    if target.path == b"*" && request.method != Method::Options {
+    let asks_for_all = request.method == Method::Options && target.path.is_empty();
+    // RFC 9112 §3.2.4: an absolute form without a path is the asterisk of a server further on.
+    let path = if asks_for_all { b"*" } else { target.path };
+    if path == b"*" && request.method != Method::Options {
         return Err(malformed());
     }
     let identity = snapshot.identities.resolve(device.source);
@@ -242,7 +245,7 @@ fn prepare<'s>(
     let request_id = shard.next_request_id();
     UpstreamHead {
         request: &request,
-        path: target.path,
+        path,
         identity: &identity,
         route,
         request_id: &request_id,
@@ -316,7 +319,7 @@ async fn deliver(
     let mut intake = Some(intake);
     let mut may_reuse = true;
     loop {
-        let (mut upstream, reused) = match open(shard, snapshot, plan, may_reuse).await {
+        let (mut connection, reused) = match open(shard, snapshot, plan, may_reuse).await {
             Ok(opened) => opened,
             Err(failure) => {
                 shard.buffers.put(outbox);
@@ -326,12 +329,13 @@ async fn deliver(
         };
         // Nothing but a warm connection fails for reasons of its own, so only that is retried.
         let repeatable = reused && flow.is_whole() && plan.method.is_idempotent();
-        let due = shard.deadlines.due_in(plan.route.timeouts.body);
-        let (result, back) = upstream.writer.write_all(outbox, 0, due).await;
+        let patience = plan.route.timeouts.body;
+        let upstream = &mut connection.stream;
+        let (result, back) = upstream.writer.write_all(outbox, 0, patience).await;
         outbox = back;
         match result {
             Err(WriteError { began, .. }) if reused && (!began || repeatable) => {
-                upstream.close();
+                connection.stream.close();
                 may_reuse = false;
                 continue;
             }
@@ -342,7 +346,7 @@ async fn deliver(
         }
         let ended = match (flow.request.get(), intake.take()) {
             (RequestPhase::Sending, Some(intake)) => {
-                exchange_bodies(shard, device, plan, &flow, &mut upstream, intake).await
+                exchange_bodies(shard, device, plan, &flow, upstream, intake).await
             }
             _ => {
                 let (writer, watch) = (&mut device.writer, &device.watch);
@@ -354,7 +358,7 @@ async fn deliver(
         };
         match ended {
             Ended::Unanswered => {
-                upstream.close();
+                connection.stream.close();
                 may_reuse = false;
             }
             Ended::Over {
@@ -362,10 +366,10 @@ async fn deliver(
                 upstream: Persist::Keep,
             } => {
                 shard.buffers.put(outbox);
-                let upstream_route = &plan.route.upstream;
+                let route = plan.route;
                 shard
                     .pools
-                    .put(upstream_route.pool, upstream, plan.route.timeouts.pool);
+                    .put(route.upstream.pool, connection, route.timeouts.pool);
                 return after;
             }
             Ended::Over {
@@ -373,7 +377,7 @@ async fn deliver(
                 upstream: Persist::Close,
             } => {
                 shard.buffers.put(outbox);
-                upstream.close();
+                connection.stream.close();
                 return after;
             }
         }
@@ -386,14 +390,14 @@ async fn open(
     snapshot: &Snapshot,
     plan: &Plan<'_>,
     may_reuse: bool,
-) -> Result<(Stream, bool), Failure> {
+) -> Result<(Connection, bool), Failure> {
     let upstream = &plan.route.upstream;
-    if may_reuse && let Some(stream) = shard.pools.take(upstream.pool) {
-        return Ok((stream, true));
+    if may_reuse && let Some(connection) = shard.pools.take(upstream) {
+        return Ok((connection, true));
     }
     let timeout = plan.route.timeouts.connect;
-    let stream = connect::connect(upstream, snapshot, &shard.deadlines, timeout).await?;
-    Ok((stream, false))
+    let connection = connect::connect(upstream, snapshot, &shard.deadlines, timeout).await?;
+    Ok((connection, false))
 }
 
 /// Moves both directions at once until neither has more to move.

@@ -77,8 +77,8 @@ impl Upload<'_> {
         self.inbox.extend_from_slice(&buffer[piece.end..]);
         let is_last = self.intake.is_done();
         let begin = relay::frame(&mut buffer, piece.payload, self.plan.body, is_last);
-        let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
-        let (result, buffer) = self.upstream.write_all(buffer, begin, due).await;
+        let patience = self.plan.route.timeouts.body;
+        let (result, buffer) = self.upstream.write_all(buffer, begin, patience).await;
         match result {
             Err(failed) => {
                 let failure = Failure::from_upstream(&failed.error, Failure::WriteTimeout);

@@ -12,9 +12,10 @@ use std::{
 
 use ipnet::IpNet;
 
+use super::pool::Connection;
 use crate::{
     engine::net::{
-        deadline::{Deadlines, Due},
+        deadline::Deadlines,
         stream::{self, Stream, StreamError},
         tls,
     },
@@ -86,7 +87,7 @@ pub async fn connect(
     snapshot: &Snapshot,
     deadlines: &Rc<Deadlines>,
     timeout: Duration,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connection, ConnectError> {
     let begun = deadlines.now_ms();
     let mut worst = ConnectError::Unresolved;
     for (tried, address) in upstream.addresses.iter().enumerate() {
@@ -97,9 +98,14 @@ pub async fn connect(
                 break;
             }
             let share = left / (upstream.addresses.len() - tried) as u32;
-            let due = deadlines.due_in(share.max(SHARE_MIN).min(left));
-            match connect_to(*address, upstream, deadlines, due).await {
-                Ok(stream) => return Ok(stream),
+            let share = share.max(SHARE_MIN).min(left);
+            match connect_to(*address, upstream, deadlines, share).await {
+                Ok(stream) => {
+                    return Ok(Connection {
+                        stream,
+                        address: *address,
+                    });
+                }
                 Err(error) => error.into(),
             }
         } else {
@@ -116,14 +122,15 @@ async fn connect_to(
     address: SocketAddr,
     upstream: &Upstream,
     deadlines: &Rc<Deadlines>,
-    due: Due,
+    share: Duration,
 ) -> Result<Stream, StreamError> {
+    let due = deadlines.due_in(share);
     let socket = stream::connect(address, deadlines, due).await?;
     match &upstream.tls {
         None => Ok(Stream::plain(socket, deadlines)),
         Some(tls) => {
             let (config, name) = (tls.config.clone(), tls.name.clone());
-            tls::connect(socket, deadlines, config, name, due).await
+            tls::connect(socket, deadlines, config, name, due, share).await
         }
     }
 }

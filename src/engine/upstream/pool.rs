@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::SocketAddr,
     rc::Rc,
     time::Duration,
 };
@@ -17,7 +18,7 @@ use crate::{
         deadline::{Deadlines, Due},
         stream::Stream,
     },
-    snapshot::route::PoolId,
+    snapshot::route::{PoolId, Upstream},
 };
 
 /// One core's idle connections.
@@ -32,8 +33,17 @@ pub struct Pools {
 
 #[derive(Debug)]
 struct Idle {
-    stream: Stream,
+    connection: Connection,
     due: Due,
+}
+
+/// A connection to a server, and the address that it leads to.
+#[derive(Debug)]
+pub struct Connection {
+    /// The connection.
+    pub stream: Stream,
+    /// One of the server's addresses when it was made.
+    pub address: SocketAddr,
 }
 
 impl Pools {
@@ -48,32 +58,33 @@ impl Pools {
         }
     }
 
-    /// The connection used last that is still good; those found closed on the way are let go.
-    pub fn take(&self, pool: PoolId) -> Option<Stream> {
+    /// The connection used last that is still good; those found closed on the way, or leading to an
+    /// address that the server's name no longer has, are let go.
+    pub fn take(&self, upstream: &Upstream) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let waiting = idle.get_mut(&pool)?;
-        while let Some(Idle { stream, due }) = waiting.pop() {
+        let waiting = idle.get_mut(&upstream.pool)?;
+        while let Some(Idle { connection, due }) = waiting.pop() {
             self.count.set(self.count.get() - 1);
-            if !self.deadlines.is_past(due) && stream.is_quiet() {
-                return Some(stream);
+            let leads_there = upstream.addresses.contains(&connection.address);
+            if leads_there && !self.deadlines.is_past(due) && connection.stream.is_quiet() {
+                return Some(connection);
             }
-            stream.close();
+            connection.stream.close();
         }
         None
     }
 
     /// Keeps a connection for at most `idle_max`, or lets it go where there is no room.
-    pub fn put(&self, pool: PoolId, stream: Stream, idle_max: Duration) {
+    pub fn put(&self, pool: PoolId, connection: Connection, idle_max: Duration) {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.entry(pool).or_default();
         if waiting.len() >= self.per_server_max || self.count.get() >= self.total_max {
-            return stream.close();
+            return connection.stream.close();
         }
+        connection.stream.park();
         self.count.set(self.count.get() + 1);
-        waiting.push(Idle {
-            stream,
-            due: self.deadlines.due_in(idle_max),
-        });
+        let due = self.deadlines.due_in(idle_max);
+        waiting.push(Idle { connection, due });
     }
 
     /// Lets go of connections that idled too long.
@@ -84,7 +95,7 @@ impl Pools {
         let mut kept = 0;
         self.idle.borrow_mut().retain(|_, waiting| {
             for expired in waiting.extract_if(.., |idle| self.deadlines.is_past(idle.due)) {
-                expired.stream.close();
+                expired.connection.stream.close();
             }
             kept += waiting.len();
             !waiting.is_empty()
@@ -100,7 +111,7 @@ impl Pools {
             .drain()
             .flat_map(|(_, waiting)| waiting)
         {
-            idle.stream.close();
+            idle.connection.stream.close();
         }
         self.count.set(0);
     }
