@@ -1,0 +1,127 @@
+//! Hosts where io_uring is missing, forbidden or old: m2u says which and what to do, or makes do.
+//!
+//! strace answers the system call in the kernel's place.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use common::{
+    device,
+    gateway::{PREAMBLE, acme},
+    servers::program,
+    upstream::Upstream,
+};
+
+/// A process and the one below it; both are ended however the test ends.
+struct Traced(Child);
+
+impl Traced {
+    /// The id of m2u.
+    fn inner(&self) -> String {
+        let id = self.0.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        children.unwrap_or_default().trim().to_owned()
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let inner = self.inner();
+        if !inner.is_empty() {
+            let _ = Command::new("kill").args(["-s", "KILL", &inner]).status();
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// m2u under strace, with `io_uring_setup` failing as `inject` says.
+fn injected(inject: &str, folder: &std::path::Path, config: &str) -> Command {
+    let path = folder.join("m2u.toml");
+    fs::write(&path, config).unwrap();
+    let mut command = Command::new(program("strace"));
+    command
+        .args(["--quiet=all", "--follow-forks", "--output", "/dev/null"])
+        .arg(format!("--inject=io_uring_setup:{inject}"))
+        .arg(env!("CARGO_BIN_EXE_m2u"))
+        .args(["run", "--config"])
+        .arg(path)
+        .stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn without_io_uring_the_start_is_refused_with_the_remedy() {
+    let config = format!("{PREAMBLE}{}", acme("http://127.0.0.1:1"));
+    for (error, remedy) in [
+        ("ENOSYS", "m2u needs Linux 5.6"),
+        ("EPERM", "kernel.io_uring_disabled"),
+        ("ENOMEM", "LimitMEMLOCK"),
+        ("EMFILE", "LimitNOFILE"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let done = injected(&format!("error={error}"), folder.path(), &config)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(1), "{error}: {said}");
+        assert!(said.contains("io_uring can't be used"), "{error}: {said}");
+        assert!(said.contains(remedy), "{error}: {said}");
+        assert!(!said.contains("ready"), "{error}: {said}");
+    }
+}
+
+#[test]
+fn an_older_kernel_is_asked_for_less() {
+    let upstream = Upstream::echo();
+    let config = format!("{PREAMBLE}{}", acme(&upstream.url()));
+    // The flags of 6.1 are not known, then those of 5.19 are not either.
+    for refusals in ["when=1", "when=1..2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let inject = format!("error=EINVAL:{refusals}");
+        // One core: strace counts calls for each thread by itself, and for the process at times.
+        let child = injected(&inject, folder.path(), &config)
+            .args(["--cores", &first_core().to_string()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut traced = Traced(child);
+        let mut lines = BufReader::new(traced.0.stderr.take().unwrap()).lines();
+        let mut address = None;
+        loop {
+            let line = lines.next().expect("m2u ended").unwrap();
+            if let Some(rest) = line.strip_prefix("m2u: listening on ") {
+                address = rest.split(' ').next().unwrap().parse().ok();
+            }
+            if line.starts_with("m2u: ready") {
+                break;
+            }
+        }
+        let request = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+        assert_eq!(
+            device::ask("127.0.0.7", address.unwrap(), request).status(),
+            200
+        );
+        // strace ends as its child does, and with its code.
+        let id = child.id();
+        let traced = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        let kill = Command::new("kill")
+            .args(["-s", "TERM", traced.trim()])
+            .status()
+            .unwrap();
+        assert!(kill.success());
+        lines.for_each(drop);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+}
+
+fn first_core() -> usize {
+    core_affinity::get_core_ids().unwrap()[0].id
+}
