@@ -110,15 +110,13 @@ fn an_older_kernel_is_asked_for_less() {
             200
         );
         // strace ends as its child does, and with its code.
-        let id = child.id();
-        let traced = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
         let kill = Command::new("kill")
-            .args(["-s", "TERM", traced.trim()])
+            .args(["-s", "TERM", &traced.inner()])
             .status()
             .unwrap();
         assert!(kill.success());
         lines.for_each(drop);
-        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(traced.0.wait().unwrap().code(), Some(0));
     }
 }
 
