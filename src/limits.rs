@@ -91,8 +91,9 @@ pub const DNS_SECOND_FAMILY: Duration = Duration::from_secs(1);
 pub const DNS_LOOKUPS_MAX: usize = 16;
 /// How long a start or a reload waits for the first answers for new names.
 pub const DNS_FIRST_ANSWERS: Duration = Duration::from_secs(5);
-/// TLS sessions kept for resumption for one (trust, client certificate).
-pub const TLS_SESSIONS_MAX: usize = 1_024;
+/// TLS sessions kept for resumption for one (trust, client certificate): rustls keeps eight for a
+/// server, so that a thousand servers that share both resume.
+pub const TLS_SESSIONS_MAX: usize = 8_192;
 /// Bytes of plaintext in one TLS record: see the allocator note in `engine::net::tls`.
 pub const TLS_RECORD_BYTES: usize = 8_192;
 
