@@ -4,9 +4,10 @@
 //! pass for a complete one.
 
 use super::{
-    exchange::{After, Plan},
+    device::After,
     failure::Failure,
     flow::{Flow, RequestPhase, ResponsePhase},
+    plan::Plan,
     relay::{self, Intake, RESERVE},
 };
 use crate::{
@@ -451,9 +452,5 @@ pub async fn fail(
     let patience = plan.route.timeouts.body;
     let (result, outbox) = device.write_all(outbox, 0, patience).await;
     shard.buffers.put(outbox);
-    match (result, persist) {
-        (Err(_), _) => After::Close,
-        (Ok(()), Persist::Keep) => After::Keep,
-        (Ok(()), Persist::Close) => After::Linger,
-    }
+    After::answer(result.is_ok(), persist)
 }

@@ -1,20 +1,18 @@
 //! A device's connection: reads one request head after the other and hands each to an exchange.
 //!
-//! Knows how a connection begins, waits and ends; never looks into a head.
+//! Knows how a connection begins and waits; never looks into a head.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-};
+use std::{net::SocketAddr, rc::Rc};
 
 use ipnet::IpNet;
 use monoio::net::TcpStream;
 
 use super::{
-    exchange::{self, After},
+    device::{After, Device},
+    exchange,
     failure::Failure,
     flow::Tally,
-    record::{Noted, Record},
+    record::Record,
 };
 use crate::{
     config::settings::Slot,
@@ -24,11 +22,7 @@ use crate::{
             head::{self, Persist},
             proxy_protocol::{self, Parsed},
         },
-        net::{
-            deadline::{Due, Watch},
-            stream::{self, SocketReader, SocketWriter, StreamError},
-            sys::Side,
-        },
+        net::{deadline::Due, stream::StreamError},
         shard::Shard,
     },
     limits,
@@ -43,25 +37,6 @@ pub struct Entrance {
     pub proxy_protocol_from: Vec<IpNet>,
 }
 
-/// The device's side of an exchange.
-#[derive(Debug)]
-pub struct Device {
-    /// The socket's deadlines.
-    pub watch: Rc<Watch>,
-    /// Bytes from the device.
-    pub reader: SocketReader,
-    /// Bytes to the device.
-    pub writer: SocketWriter,
-    /// What was received and belongs to no message read so far.
-    pub inbox: Vec<u8>,
-    /// The address that speaks: the peer's, or the one a trusted peer hands over.
-    pub source: IpAddr,
-    /// The slot of requests that name no host.
-    pub slot: Slot,
-    /// What the access log will say of the request under way.
-    pub noted: Noted,
-}
-
 /// Why there is no next request.
 enum Stop {
     /// The device is done, or silent for too long.
@@ -72,36 +47,13 @@ enum Stop {
 
 /// Serves a device until its connection ends.
 pub async fn serve(shard: &Rc<Shard>, entrance: &Entrance, socket: TcpStream, peer: SocketAddr) {
-    let (reader, writer, watch) = stream::split(socket, &shard.deadlines);
-    let mut device = Device {
-        watch,
-        reader,
-        writer,
-        inbox: shard.buffers.take_parked(),
-        source: peer.ip().to_canonical(),
-        slot: entrance.slot,
-        noted: Noted::default(),
-    };
+    let mut device = Device::new(shard, socket, peer, entrance.slot);
     let after = match device.enter(shard, entrance).await {
         Ok(_admitted) => device.serve_requests(shard).await,
-        Err(Stop::Failed(failure)) => device.refuse(shard, failure).await,
+        Err(Stop::Failed(failure)) => device.reject(shard, failure).await,
         Err(Stop::Closed) => After::Close,
     };
-    match after {
-        After::Keep | After::Close => device.watch.shutdown(Side::Both),
-        After::Reset => device.watch.reset(),
-        After::Linger => device.linger(shard).await,
-    }
-    shard.buffers.put(std::mem::take(&mut device.inbox));
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // After a fault of ours nobody can say how much of an answer is out.
-        if std::thread::panicking() {
-            self.watch.reset();
-        }
-    }
+    device.end(shard, after).await;
 }
 
 impl Device {
@@ -152,7 +104,7 @@ impl Device {
         loop {
             let after = match self.next_head(shard).await {
                 Ok(head_bytes) => exchange::run(shard, self, head_bytes).await,
-                Err(Stop::Failed(failure)) => self.refuse(shard, failure).await,
+                Err(Stop::Failed(failure)) => self.reject(shard, failure).await,
                 Err(Stop::Closed) => After::Close,
             };
             if after != After::Keep {
@@ -239,41 +191,13 @@ impl Device {
         }
     }
 
-    /// Answers a failure after which the connection can't go on.
-    async fn refuse(&mut self, shard: &Shard, failure: Failure) -> After {
+    /// Answers a request that could not be read, after which the connection can't go on.
+    async fn reject(&mut self, shard: &Shard, failure: Failure) -> After {
         if let Some(record) = Record::begin(shard) {
             let tally = Tally::default();
             tally.note_refusal(failure);
             record.end(shard, self.source, None, None, &tally);
         }
-        let mut outbox = shard.buffers.take_relay();
-        failure.write(&mut outbox, false, Persist::Close);
-        let patience = shard.timeouts.body;
-        let (result, outbox) = self.writer.write_all(outbox, 0, patience).await;
-        shard.buffers.put(outbox);
-        if result.is_ok() {
-            After::Linger
-        } else {
-            After::Close
-        }
-    }
-
-    /// Ends a connection whose device may still be sending: closing at once would reset it, and the
-    /// answer could be lost before it is read (RFC 9112 §9.6).
-    async fn linger(&mut self, shard: &Shard) {
-        self.writer.finish();
-        let end = shard.deadlines.due_in(limits::LINGER_TOTAL);
-        let mut buffer = shard.buffers.take_relay();
-        while !shard.deadlines.is_past(end) {
-            buffer.clear();
-            let due = shard.deadlines.due_in(limits::LINGER);
-            let (result, back) = self.reader.read_idle(buffer, usize::MAX, due).await;
-            buffer = back;
-            if !matches!(result, Ok(received) if received > 0) {
-                break;
-            }
-        }
-        shard.buffers.put(buffer);
-        self.watch.shutdown(Side::Both);
+        self.refuse(shard, failure, false, Persist::Close).await
     }
 }

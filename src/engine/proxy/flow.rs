@@ -4,11 +4,8 @@
 
 use std::cell::Cell;
 
-use super::{exchange::Plan, failure::Failure};
-use crate::engine::{
-    net::{deadline::Due, stream::WriteError},
-    shard::Shard,
-};
+use super::failure::Failure;
+use crate::engine::net::{deadline::Due, stream::WriteError};
 
 /// What is counted of one exchange, for the access log.
 #[derive(Debug, Default)]
@@ -99,32 +96,28 @@ impl<'t> Flow<'t> {
         matches!(self.request.get(), RequestPhase::Failed(_))
     }
 
-    /// Takes note of how sending the head, and the body that came with it, went.
-    pub fn note_first_send(&self, shard: &Shard, plan: &Plan<'_>, result: Result<(), WriteError>) {
+    /// Takes note of how sending the head, and the body that came with it, went; an answer is
+    /// overdue at `response_due`.
+    pub fn note_first_send(&self, result: Result<(), WriteError>, response_due: Due) {
         match result {
-            Ok(()) if self.whole => self.note_sent(shard, plan),
+            Ok(()) if self.whole => self.note_sent(response_due),
             Ok(()) => self.request.set(RequestPhase::Sending),
             Err(WriteError { error, .. }) => {
-                self.note_unwanted(
-                    shard,
-                    plan,
-                    Failure::from_upstream(&error, Failure::WriteTimeout),
-                );
+                let failure = Failure::from_upstream(&error, Failure::WriteTimeout);
+                self.note_unwanted(failure, response_due);
             }
         }
     }
 
-    /// From now on the answer's head is awaited; answers when it is overdue.
-    pub fn note_sent(&self, shard: &Shard, plan: &Plan<'_>) {
+    /// From now on the answer's head is awaited, until `response_due`.
+    pub fn note_sent(&self, response_due: Due) {
         self.request.set(RequestPhase::Sent);
-        self.response_due
-            .set(shard.deadlines.due_in(plan.route.timeouts.response));
+        self.response_due.set(response_due);
     }
 
     /// The server takes no more: an answer that it sent before may still be there.
-    pub fn note_unwanted(&self, shard: &Shard, plan: &Plan<'_>, failure: Failure) {
+    pub fn note_unwanted(&self, failure: Failure, response_due: Due) {
         self.request.set(RequestPhase::Unwanted(failure));
-        self.response_due
-            .set(shard.deadlines.due_in(plan.route.timeouts.response));
+        self.response_due.set(response_due);
     }
 }

@@ -1,6 +1,4 @@
-//! What the access log will say of an exchange, kept until its end.
-//!
-//! Costs nothing where there is no log; never keeps a query, which may hold a key.
+//! An exchange on its way into the access log. Costs nothing where there is no log.
 
 use std::{
     net::IpAddr,
@@ -47,48 +45,5 @@ impl Record {
             received: tally.received.get(),
             sent: tally.sent.get(),
         });
-    }
-}
-
-/// Method and path of the request under way; its head has left the inbox long before the end.
-#[derive(Debug, Default)]
-pub struct Noted {
-    bytes: Vec<u8>,
-    method_bytes: usize,
-}
-
-impl Noted {
-    /// Keeps a request's method and the path of its target.
-    pub fn keep(&mut self, method: &[u8], target: &[u8]) {
-        let end = memchr::memchr(b'?', target).unwrap_or(target.len());
-        self.bytes.clear();
-        self.bytes.extend_from_slice(method);
-        self.bytes.extend_from_slice(&target[..end]);
-        self.method_bytes = method.len();
-    }
-
-    /// There is nothing to say of the next request yet.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-    }
-
-    /// Method and path, if a request has been read.
-    pub fn parts(&self) -> Option<(&[u8], &[u8])> {
-        (!self.bytes.is_empty()).then(|| self.bytes.split_at(self.method_bytes))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_never_kept() {
-        let mut noted = Noted::default();
-        assert_eq!(noted.parts(), None);
-        noted.keep(b"POST", b"/in?key=secret");
-        assert_eq!(noted.parts(), Some((&b"POST"[..], &b"/in"[..])));
-        noted.clear();
-        assert_eq!(noted.parts(), None);
     }
 }

@@ -3,14 +3,14 @@
 //! Runs beside the answer. Never sends to the device, and never ends its connection.
 
 use super::{
-    exchange::Plan,
     failure::Failure,
     flow::{Flow, RequestPhase, ResponsePhase},
+    plan::Plan,
     relay::{self, Intake, RESERVE},
 };
 use crate::engine::{
     net::{
-        deadline::Watch,
+        deadline::{Due, Watch},
         stream::{SocketReader, StreamError, Writer},
         sys::Side,
     },
@@ -82,11 +82,11 @@ impl Upload<'_> {
         match result {
             Err(failed) => {
                 let failure = Failure::from_upstream(&failed.error, Failure::WriteTimeout);
-                self.flow.note_unwanted(self.shard, self.plan, failure);
+                self.flow.note_unwanted(failure, self.response_due());
                 self.await_answer();
             }
             Ok(()) if is_last => {
-                self.flow.note_sent(self.shard, self.plan);
+                self.flow.note_sent(self.response_due());
                 self.await_answer();
             }
             Ok(()) => {}
@@ -111,6 +111,12 @@ impl Upload<'_> {
     fn fail(&self, failure: Failure) {
         self.flow.request.set(RequestPhase::Failed(failure));
         self.upstream_watch.shutdown(Side::Both);
+    }
+
+    fn response_due(&self) -> Due {
+        self.shard
+            .deadlines
+            .due_in(self.plan.route.timeouts.response)
     }
 
     /// From now on the answer, if it has not come yet, has a deadline.

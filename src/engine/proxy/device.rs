@@ -1,0 +1,185 @@
+//! The device's side of an exchange: its socket, what was received from it, and its end.
+//!
+//! Knows nothing of requests; holds what outlives each of them.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+use monoio::net::TcpStream;
+
+use super::failure::Failure;
+use crate::{
+    config::settings::Slot,
+    engine::{
+        http1::head::Persist,
+        net::{
+            deadline::Watch,
+            stream::{self, SocketReader, SocketWriter},
+            sys::Side,
+        },
+        shard::Shard,
+    },
+    limits,
+};
+
+/// What becomes of the device's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It may carry another request.
+    Keep,
+    /// It has been answered; what the device still sends is read and thrown away for a while.
+    Linger,
+    /// It ends.
+    Close,
+    /// It ends by a reset, so that the answer can't pass for complete.
+    Reset,
+}
+
+impl After {
+    /// After an answer of the gateway's own, if all of it was sent.
+    pub fn answer(sent: bool, persist: Persist) -> Self {
+        match persist {
+            _ if !sent => Self::Close,
+            Persist::Keep => Self::Keep,
+            Persist::Close => Self::Linger,
+        }
+    }
+}
+
+/// The device's side of an exchange.
+#[derive(Debug)]
+pub struct Device {
+    /// The socket's deadlines.
+    pub watch: Rc<Watch>,
+    /// Bytes from the device.
+    pub reader: SocketReader,
+    /// Bytes to the device.
+    pub writer: SocketWriter,
+    /// What was received and belongs to no message read so far.
+    pub inbox: Vec<u8>,
+    /// The address that speaks: the peer's, or the one a trusted peer hands over.
+    pub source: IpAddr,
+    /// The slot of requests that name no host.
+    pub slot: Slot,
+    /// What the access log will say of the request under way.
+    pub noted: Noted,
+}
+
+impl Device {
+    /// Takes over a connection that was accepted.
+    pub fn new(shard: &Shard, socket: TcpStream, peer: SocketAddr, slot: Slot) -> Self {
+        let (reader, writer, watch) = stream::split(socket, &shard.deadlines);
+        Self {
+            watch,
+            reader,
+            writer,
+            inbox: shard.buffers.take_parked(),
+            source: peer.ip().to_canonical(),
+            slot,
+            noted: Noted::default(),
+        }
+    }
+
+    /// Answers with a failure of which no server has heard.
+    pub async fn refuse(
+        &mut self,
+        shard: &Shard,
+        failure: Failure,
+        to_head: bool,
+        persist: Persist,
+    ) -> After {
+        let persist = match shard.is_draining() {
+            true => Persist::Close,
+            false => persist,
+        };
+        let mut outbox = shard.buffers.take_relay();
+        failure.write(&mut outbox, to_head, persist);
+        let patience = shard.timeouts.body;
+        let (result, outbox) = self.writer.write_all(outbox, 0, patience).await;
+        shard.buffers.put(outbox);
+        After::answer(result.is_ok(), persist)
+    }
+
+    /// Ends the connection as its last exchange wants it.
+    pub async fn end(mut self, shard: &Shard, after: After) {
+        match after {
+            After::Keep | After::Close => self.watch.shutdown(Side::Both),
+            After::Reset => self.watch.reset(),
+            After::Linger => self.linger(shard).await,
+        }
+        shard.buffers.put(std::mem::take(&mut self.inbox));
+    }
+
+    /// Ends a connection whose device may still be sending: closing at once would reset it, and the
+    /// answer could be lost before it is read (RFC 9112 §9.6).
+    async fn linger(&mut self, shard: &Shard) {
+        self.writer.finish();
+        let end = shard.deadlines.due_in(limits::LINGER_TOTAL);
+        let mut buffer = shard.buffers.take_relay();
+        while !shard.deadlines.is_past(end) {
+            buffer.clear();
+            let due = shard.deadlines.due_in(limits::LINGER);
+            let (result, back) = self.reader.read_idle(buffer, usize::MAX, due).await;
+            buffer = back;
+            if !matches!(result, Ok(received) if received > 0) {
+                break;
+            }
+        }
+        shard.buffers.put(buffer);
+        self.watch.shutdown(Side::Both);
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // After a fault of ours nobody can say how much of an answer is out.
+        if std::thread::panicking() {
+            self.watch.reset();
+        }
+    }
+}
+
+/// Method and path of the request under way; its head has left the inbox long before the end.
+#[derive(Debug, Default)]
+pub struct Noted {
+    bytes: Vec<u8>,
+    method_bytes: usize,
+}
+
+impl Noted {
+    /// Keeps a request's method and the path of its target.
+    pub fn keep(&mut self, method: &[u8], target: &[u8]) {
+        let end = memchr::memchr(b'?', target).unwrap_or(target.len());
+        self.bytes.clear();
+        self.bytes.extend_from_slice(method);
+        self.bytes.extend_from_slice(&target[..end]);
+        self.method_bytes = method.len();
+    }
+
+    /// There is nothing to say of the next request yet.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
+    /// Method and path, if a request has been read.
+    pub fn parts(&self) -> Option<(&[u8], &[u8])> {
+        (!self.bytes.is_empty()).then(|| self.bytes.split_at(self.method_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_never_kept() {
+        let mut noted = Noted::default();
+        assert_eq!(noted.parts(), None);
+        noted.keep(b"POST", b"/in?key=secret");
+        assert_eq!(noted.parts(), Some((&b"POST"[..], &b"/in"[..])));
+        noted.clear();
+        assert_eq!(noted.parts(), None);
+    }
+}
