@@ -75,6 +75,10 @@ pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_TOTAL: Duration = Duration::from_secs(30);
 /// Addresses of one upstream that are tried for one request.
 pub const ADDRESSES_PER_UPSTREAM_MAX: usize = 16;
+/// How long an address at which nobody answered is tried after all others.
+pub const SILENT_ADDRESS: Duration = Duration::from_secs(60);
+/// Such addresses that one core remembers.
+pub const SILENT_ADDRESSES_MAX: usize = 256;
 /// The shortest time for which an answer of the name server is believed, whatever its TTL.
 pub const DNS_TTL_FLOOR: Duration = Duration::from_secs(5);
 /// The longest time for which an answer of the name server is believed, whatever its TTL.

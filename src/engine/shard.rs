@@ -88,10 +88,6 @@ impl Shard {
         let Snapshots { subscriber, newest } = &mut *self.snapshots.borrow_mut();
         let published = subscriber.load();
         if !Arc::ptr_eq(published, newest) {
-            // A connection to an address that is refused from now on must not be used again.
-            if published.allow_networks != newest.allow_networks {
-                self.pools.clear();
-            }
             *newest = Rc::new(Arc::clone(published));
         }
         Rc::clone(newest)

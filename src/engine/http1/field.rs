@@ -13,6 +13,8 @@ pub enum Field {
     Disguised,
     /// `Authorization`: replaced where the server has a central login.
     Authorization,
+    /// `WWW-Authenticate`: passes; may announce a login that holds for the whole connection.
+    Challenge,
     /// `Connection`: consumed, and what it nominates is dropped with it.
     Connection,
     /// `Content-Length`: consumed, rendered anew.
@@ -84,6 +86,7 @@ pub fn classify_response(name: &[u8]) -> Field {
         14 if name.eq_ignore_ascii_case(b"content-length") => Field::ContentLength,
         16 if name.eq_ignore_ascii_case(b"proxy-connection") => Field::Dropped,
         16 if name.eq_ignore_ascii_case(b"content-location") => Field::Location,
+        16 if name.eq_ignore_ascii_case(b"www-authenticate") => Field::Challenge,
         17 if name.eq_ignore_ascii_case(b"transfer-encoding") => Field::TransferEncoding,
         18 if name.eq_ignore_ascii_case(b"proxy-authenticate") => Field::Dropped,
         25 if name.eq_ignore_ascii_case(b"proxy-authentication-info") => Field::Dropped,

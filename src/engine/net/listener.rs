@@ -3,9 +3,9 @@
 //! Knows nothing of HTTP; hands each accepted connection to its caller.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
     os::fd::{AsRawFd, RawFd},
     rc::Rc,
     time::Duration,
@@ -52,14 +52,22 @@ pub fn bind(address: SocketAddr, cores: usize) -> io::Result<(SocketAddr, Vec<St
 /// One listening socket of one core.
 pub struct Acceptor {
     listener: TcpListener,
-    closed: Rc<Cell<bool>>,
+    closing: Rc<Closing>,
+}
+
+/// What an acceptor learns of its end.
+#[derive(Debug, Default)]
+struct Closing {
+    closed: Cell<bool>,
+    /// Connections that had been made by then; closing the listener would have reset them.
+    queued: RefCell<Vec<(StdStream, SocketAddr)>>,
 }
 
 /// Ends an [`Acceptor`] from the same core.
 #[derive(Debug)]
 pub struct AcceptorCloser {
     fd: RawFd,
-    closed: Rc<Cell<bool>>,
+    closing: Rc<Closing>,
 }
 
 impl Acceptor {
@@ -68,21 +76,21 @@ impl Acceptor {
     /// # Errors
     /// If the runtime can't take it; nothing was accepted then.
     pub fn new(listener: StdListener) -> io::Result<(Self, AcceptorCloser)> {
-        let closed = Rc::new(Cell::new(false));
+        let closing = Rc::new(Closing::default());
         let closer = AcceptorCloser {
             fd: listener.as_raw_fd(),
-            closed: Rc::clone(&closed),
+            closing: Rc::clone(&closing),
         };
         Ok((
             Self {
                 listener: TcpListener::from_std(listener)?,
-                closed,
+                closing,
             },
             closer,
         ))
     }
 
-    /// Hands every connection to `accept` until the closer is used.
+    /// Hands every connection to `accept` until the closer is used, those that wait by then too.
     ///
     /// A failed accept (descriptors or memory used up) is reported to `failed` and tried again
     /// after a growing pause; connections wait in the kernel's queue meanwhile.
@@ -99,16 +107,22 @@ impl Acceptor {
                     pause = Duration::ZERO;
                     accept(stream, peer);
                 }
-                Err(_) if self.closed.get() => return,
+                Err(_) if self.closing.closed.get() => break,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     failed(&error);
                     pause = (pause * 2).clamp(Duration::from_millis(10), PAUSE_MAX);
                     monoio::time::sleep(pause).await;
-                    if self.closed.get() {
-                        return;
+                    if self.closing.closed.get() {
+                        break;
                     }
                 }
+            }
+        }
+        for (stream, peer) in self.closing.queued.take() {
+            match TcpStream::from_std(stream) {
+                Ok(stream) => accept(stream, peer),
+                Err(error) => failed(&error),
             }
         }
     }
@@ -117,7 +131,9 @@ impl Acceptor {
 impl AcceptorCloser {
     /// Stops accepting; the pending accept ends by itself.
     pub fn close(&self) {
-        if !self.closed.replace(true) {
+        if !self.closing.closed.replace(true) {
+            let queued = sys::accept_queued(self.fd, BACKLOG as usize);
+            self.closing.queued.replace(queued);
             sys::shutdown(self.fd, Side::Both);
         }
     }

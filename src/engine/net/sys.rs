@@ -5,10 +5,11 @@
 
 use std::{
     io,
+    net::{SocketAddr, TcpStream},
     os::fd::{BorrowedFd, RawFd},
 };
 
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef, Socket};
 
 /// Which direction of a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,19 @@ pub fn shutdown(fd: RawFd, side: Side) {
     // SAFETY: shutdown(2) takes no pointer; a stale descriptor would be answered by EBADF, and
     // callers hold the stream that owns this one.
     unsafe { libc::shutdown(fd, how) };
+}
+
+/// Takes what waits in a listener's queue, at most `count` connections, and never waits for more.
+pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
+    // SAFETY: the caller owns the listener for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let listener = SockRef::from(&borrowed);
+    if listener.set_nonblocking(true).is_err() {
+        return Vec::new();
+    }
+    let accepted = std::iter::from_fn(|| listener.accept().ok()).take(count);
+    let known = |(socket, peer): (Socket, SockAddr)| Some((socket.into(), peer.as_socket()?));
+    accepted.filter_map(known).collect()
 }
 
 /// Whether nothing has arrived on an idle connection: no byte, no end of stream, no error.

@@ -68,6 +68,9 @@ enum Progress {
 impl Session {
     /// Processes everything in `incoming`; decrypted bytes go to `sink` up to `sink_max` bytes and
     /// to `spill` beyond. `plaintext` is encrypted into `outgoing` once the session is ready.
+    ///
+    /// # Errors
+    /// What ended the session, now or earlier; `sink` may have got bytes that came before.
     fn advance(
         &mut self,
         sink: &mut Vec<u8>,
@@ -77,6 +80,19 @@ impl Session {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
+        let progress = self.process(sink, sink_max, plaintext);
+        if let Err(failure) = &progress {
+            self.failure = Some(failure.clone());
+        }
+        progress
+    }
+
+    fn process(
+        &mut self,
+        sink: &mut Vec<u8>,
+        sink_max: usize,
+        plaintext: &[u8],
+    ) -> Result<Progress, rustls::Error> {
         let mut done = 0;
         let progress = loop {
             let UnbufferedStatus { discard, state, .. } = self
@@ -140,7 +156,6 @@ impl Session {
                 Err(error) => {
                     self.incoming.drain(..done + discard);
                     self.queue_alert();
-                    self.failure = Some(error.clone());
                     return Err(error);
                 }
             };
@@ -185,6 +200,11 @@ impl Session {
                 self.incoming.len() < 5 + payload
             }
         }
+    }
+
+    /// Whether `advance` would tell anything new.
+    fn has_something_to_say(&self) -> bool {
+        !self.incoming.is_empty() || self.failure.is_some()
     }
 
     /// Hands out plaintext that did not fit earlier.
@@ -276,14 +296,16 @@ impl TlsReader {
             {
                 let mut session = self.session.borrow_mut();
                 session.drain_spill(&mut buffer, room);
-                if buffer.len() == begin
-                    && !session.incoming.is_empty()
-                    && let Err(error) = session.advance(&mut buffer, begin + room, &[])
-                {
-                    return (Err(error.into()), buffer);
+                let mut failure = None;
+                if buffer.len() == begin && session.has_something_to_say() {
+                    failure = session.advance(&mut buffer, begin + room, &[]).err();
                 }
+                // What came before a failure was sent by the peer that the certificate names.
                 if buffer.len() > begin {
                     return (Ok(buffer.len() - begin), buffer);
+                }
+                if let Some(failure) = failure {
+                    return (Err(failure.into()), buffer);
                 }
                 if session.closed {
                     return (Ok(0), buffer);

@@ -261,7 +261,7 @@ impl<'a> Answer<'a> {
             intake,
             delivered,
             downstream: if keeps { Persist::Keep } else { Persist::Close },
-            upstream: if clean {
+            upstream: if clean && plan.upstream == Persist::Keep {
                 response.persist
             } else {
                 Persist::Close
@@ -278,7 +278,10 @@ impl<'a> Answer<'a> {
         let interim = std::mem::take(outbox);
         let (result, back) = self.device.write_all(interim, 0, patience).await;
         *outbox = back;
-        result.map_err(|_| NoHead::DeviceGone)
+        result.map_err(|_| {
+            self.flow.tally.failure.set(Some(Failure::DeviceGone));
+            NoHead::DeviceGone
+        })
     }
 
     /// Sends the final head and what follows it.

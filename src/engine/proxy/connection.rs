@@ -110,6 +110,7 @@ impl Device {
             if after != After::Keep {
                 return after;
             }
+            self.is_fresh = false;
         }
     }
 
@@ -157,15 +158,18 @@ impl Device {
 
     /// Waits for the first byte of a next request, parked on a small buffer.
     async fn receive_first(&mut self, shard: &Shard) -> Result<(), Stop> {
-        if shard.is_draining() {
-            return Err(Stop::Closed);
-        }
+        // A connection that was made before the drain may have its first request under way.
+        let keepalive = match (shard.is_draining(), self.is_fresh) {
+            (true, false) => return Err(Stop::Closed),
+            (true, true) => limits::LINGER,
+            (false, _) => shard.timeouts.keepalive,
+        };
         let mut buffer = std::mem::take(&mut self.inbox);
         if buffer.capacity() != limits::PARKED_BYTES {
             shard.buffers.put(buffer);
             buffer = shard.buffers.take_parked();
         }
-        let due = shard.deadlines.due_in(shard.timeouts.keepalive);
+        let due = shard.deadlines.due_in(keepalive);
         let (result, buffer) = self.reader.read_idle(buffer, usize::MAX, due).await;
         self.inbox = buffer;
         match result {

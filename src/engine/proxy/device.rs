@@ -63,6 +63,8 @@ pub struct Device {
     pub source: IpAddr,
     /// The slot of requests that name no host.
     pub slot: Slot,
+    /// Whether no request has been read yet.
+    pub is_fresh: bool,
     /// What the access log will say of the request under way.
     pub noted: Noted,
 }
@@ -78,6 +80,7 @@ impl Device {
             inbox: shard.buffers.take_parked(),
             source: peer.ip().to_canonical(),
             slot,
+            is_fresh: true,
             noted: Noted::default(),
         }
     }

@@ -153,10 +153,14 @@ async fn open(
 ) -> Result<(Connection, bool), Failure> {
     let upstream = &plan.route.upstream;
     if may_reuse && let Some(connection) = shard.pools.take(upstream) {
-        return Ok((connection, true));
+        // The network may have been refused, or given to a device, since it was made.
+        if connect::is_permitted(connection.address.ip(), snapshot) {
+            return Ok((connection, true));
+        }
+        connection.stream.close();
     }
     let timeout = plan.route.timeouts.connect;
-    let connection = connect::connect(upstream, snapshot, &shard.deadlines, timeout).await?;
+    let connection = connect::connect(upstream, snapshot, &shard.pools, timeout).await?;
     Ok((connection, false))
 }
 

@@ -49,8 +49,6 @@ pub enum Failure {
     HeadTooLarge,
     /// The device, or all devices, have too many connections.
     TooManyConnections,
-    /// The gateway is being stopped.
-    Draining,
     /// The device went away; nobody is left to answer.
     DeviceGone,
     /// The server's name does not resolve.
@@ -107,11 +105,11 @@ struct Row {
 impl Failure {
     /// Every failure, in the table's order.
     #[rustfmt::skip]
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 28] = [
         Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
         Self::NoLease, Self::NoSuchSlot, Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
         Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
-        Self::Draining, Self::DeviceGone, Self::Dns, Self::AddressProhibited, Self::Unroutable,
+        Self::DeviceGone, Self::Dns, Self::AddressProhibited, Self::Unroutable,
         Self::ConnectionRefused, Self::ConnectionTerminated, Self::TlsCertificate, Self::TlsAlert,
         Self::TlsProtocol, Self::ResponseMalformed, Self::ResponseHeadTooLarge,
         Self::ResponseIncomplete, Self::ConnectionTimeout, Self::WriteTimeout,
@@ -146,7 +144,7 @@ impl Failure {
     #[rustfmt::skip]
     fn row(self) -> Row {
         use Persist::{Close, Keep};
-        use Side::{Downstream, Gateway, Upstream};
+        use Side::{Downstream, Upstream};
         let (status, token, side, persist, sentence) = match self {
             Self::MalformedHead => (400, "http_request_error", Downstream, Close,
                 "The request's head is malformed or ambiguous; send HTTP/1.0 or HTTP/1.1 as RFC 9112 has it."),
@@ -174,8 +172,6 @@ impl Failure {
                 "The request's head is over the limit; send fewer or shorter fields."),
             Self::TooManyConnections => (429, "connection_limit_reached", Downstream, Close,
                 "Too many connections are open; try again later."),
-            Self::Draining => (503, "destination_unavailable", Gateway, Close,
-                "The gateway is being restarted; try again."),
             Self::DeviceGone => (400, "http_request_error", Downstream, Close,
                 "The connection was closed before the request ended."),
             Self::Dns => (502, "dns_error", Upstream, Keep,

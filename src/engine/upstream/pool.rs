@@ -18,6 +18,7 @@ use crate::{
         deadline::{Deadlines, Due},
         stream::Stream,
     },
+    limits,
     snapshot::route::{PoolId, Upstream},
 };
 
@@ -27,6 +28,8 @@ pub struct Pools {
     deadlines: Rc<Deadlines>,
     idle: RefCell<HashMap<PoolId, Vec<Idle>>>,
     count: Cell<usize>,
+    /// Addresses that lately did not answer, and until when they are tried last.
+    silent: RefCell<Vec<(SocketAddr, Due)>>,
     per_server_max: usize,
     total_max: usize,
 }
@@ -53,9 +56,32 @@ impl Pools {
             deadlines: Rc::clone(deadlines),
             idle: RefCell::new(HashMap::new()),
             count: Cell::new(0),
+            silent: RefCell::default(),
             per_server_max,
             total_max,
         }
+    }
+
+    /// The core's deadlines and clock.
+    pub fn deadlines(&self) -> &Rc<Deadlines> {
+        &self.deadlines
+    }
+
+    /// Takes note that nobody answered at `address`.
+    pub fn note_silent(&self, address: SocketAddr) {
+        let mut silent = self.silent.borrow_mut();
+        silent.retain(|(known, due)| *known != address && !self.deadlines.is_past(*due));
+        if silent.len() < limits::SILENT_ADDRESSES_MAX {
+            silent.push((address, self.deadlines.due_in(limits::SILENT_ADDRESS)));
+        }
+    }
+
+    /// Whether nobody answered at `address` lately.
+    pub fn is_silent(&self, address: SocketAddr) -> bool {
+        let silent = self.silent.borrow();
+        let is_it =
+            |(known, due): &(SocketAddr, Due)| *known == address && !self.deadlines.is_past(*due);
+        silent.iter().any(is_it)
     }
 
     /// The connection used last that is still good; those found closed on the way, or leading to an
