@@ -229,11 +229,6 @@ impl Watch {
         sys::reset(self.fd);
     }
 
-    /// Whether nothing has arrived on this idle connection.
-    pub fn is_quiet(&self) -> bool {
-        sys::is_quiet(self.fd)
-    }
-
     fn with<T>(&self, act: impl FnOnce(&mut Entry) -> T) -> T {
         act(&mut self.deadlines.sockets.borrow_mut()[self.key])
     }
@@ -312,7 +307,10 @@ mod tests {
         first.set_idle(Due::NEVER);
         second.set_read(Due::NEVER);
         deadlines.close_idle();
-        assert!(!first.is_quiet());
-        assert!(second.is_quiet());
+        assert_eq!((&idle).read(&mut [0; 8]).expect("read side ended"), 0);
+        busy.set_nonblocking(true).expect("a socket");
+        let error = (&busy).read(&mut [0; 8]).expect_err("nothing has come");
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        drop((first, second));
     }
 }

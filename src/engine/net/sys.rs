@@ -1,6 +1,6 @@
 //! The only unsafe code of the crate: system calls on descriptors that the caller owns.
 //!
-//! Neither reads nor writes memory of ours beyond a byte or an address on the stack.
+//! Neither reads nor writes memory of ours beyond an address on the stack.
 #![allow(unsafe_code)]
 
 use std::{
@@ -45,21 +45,6 @@ pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
     let accepted = std::iter::from_fn(|| listener.accept().ok()).take(count);
     let known = |(socket, peer): (Socket, SockAddr)| Some((socket.into(), peer.as_socket()?));
     accepted.filter_map(known).collect()
-}
-
-/// Whether nothing has arrived on an idle connection: no byte, no end of stream, no error.
-pub fn is_quiet(fd: RawFd) -> bool {
-    let mut byte = 0_u8;
-    // SAFETY: the buffer is one byte of our stack, alive for the whole call, and its length is 1.
-    let received = unsafe {
-        libc::recv(
-            fd,
-            (&raw mut byte).cast(),
-            1,
-            libc::MSG_PEEK | libc::MSG_DONTWAIT,
-        )
-    };
-    received < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }
 
 /// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, which

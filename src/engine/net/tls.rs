@@ -16,9 +16,8 @@ use rustls_pki_types::ServerName;
 
 use super::{
     deadline::{Deadlines, Due},
-    stream::{
-        self, Lent, Reader, SocketReader, SocketWriter, Stream, StreamError, WriteError, Writer,
-    },
+    standby::StandbyReader,
+    stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
 use crate::limits;
 
@@ -243,7 +242,7 @@ fn append(
 /// The incoming half of a TLS connection.
 #[derive(Debug)]
 pub struct TlsReader {
-    socket: SocketReader,
+    socket: StandbyReader,
     session: Rc<RefCell<Session>>,
 }
 
@@ -255,28 +254,33 @@ pub struct TlsWriter {
 }
 
 impl TlsReader {
-    /// Whether bytes of the peer wait that nobody asked for.
-    pub fn has_leftover(&self) -> bool {
-        let session = self.session.borrow();
-        session.closed || !session.spill.is_empty() || !session.incoming.is_empty()
+    /// Whether nothing of the peer has come that nobody asked for.
+    pub fn is_quiet(&mut self) -> bool {
+        let is_clean = {
+            let session = self.session.borrow();
+            !session.closed && session.spill.is_empty() && session.incoming.is_empty()
+        };
+        is_clean && self.socket.is_quiet()
     }
 
-    /// Gives back what a large body made the buffers grow to; what an ordinary request needs stays.
-    pub fn park(&self) {
-        let Session {
-            incoming,
-            outgoing,
-            spill,
-            ..
-        } = &mut *self.session.borrow_mut();
+    /// Gives back what a large body made the buffers grow to, and waits for what comes; what an
+    /// ordinary request needs stays.
+    pub fn park(&mut self) {
+        let session = &mut *self.session.borrow_mut();
         for (buffer, kept) in [
-            (incoming, RECORD_BYTES_MAX),
-            (outgoing, PARKED_BYTES),
-            (spill, PARKED_BYTES),
+            (&mut session.incoming, RECORD_BYTES_MAX),
+            (&mut session.outgoing, PARKED_BYTES),
+            (&mut session.spill, PARKED_BYTES),
         ] {
             if buffer.capacity() > kept && buffer.is_empty() {
                 *buffer = Vec::new();
             }
+        }
+        // With something left over it is not quiet, and will not be used again.
+        if session.incoming.is_empty() {
+            let mut incoming = std::mem::take(&mut session.incoming);
+            incoming.reserve(RECORD_BYTES_MAX);
+            self.socket.post(|_| incoming);
         }
     }
 
@@ -321,17 +325,15 @@ impl TlsReader {
 
     /// Receives more ciphertext behind what is there.
     async fn receive(&mut self) -> Result<usize, StreamError> {
-        let lent = {
+        let mut lent = Vec::new();
+        if !self.socket.is_posted() {
             let mut session = self.session.borrow_mut();
             if session.is_between_records() {
-                std::mem::take(&mut session.incoming)
-            } else {
-                Vec::new()
+                lent = std::mem::take(&mut session.incoming);
             }
-        };
-        let begin = lent.len();
-        let mut lent = lent;
-        lent.reserve(RECORD_BYTES_MAX.max(begin + 1024));
+            let room = RECORD_BYTES_MAX.max(lent.len() + 1024);
+            lent.reserve(room);
+        }
         let (result, lent) = self.socket.receive(lent, usize::MAX).await;
         let mut session = self.session.borrow_mut();
         if session.incoming.is_empty() {
@@ -403,7 +405,7 @@ pub async fn connect(
     due: Due,
     patience: Duration,
 ) -> Result<Stream, StreamError> {
-    let (reader, writer, watch) = stream::split(socket, deadlines);
+    let (reader, writer, watch) = stream::split_standby(socket, deadlines);
     let session = Rc::new(RefCell::new(Session {
         connection: UnbufferedClientConnection::new(config, name)?,
         incoming: Vec::with_capacity(RECORD_BYTES_MAX),

@@ -165,7 +165,13 @@ impl<'a> Answer<'a> {
                 Err(_) => return Err(NoHead::Failed(Failure::ResponseMalformed)),
             }
             scanned = self.received.len();
-            let buffer = std::mem::take(&mut self.received);
+            let mut buffer = std::mem::take(&mut self.received);
+            if buffer.len() == buffer.capacity() {
+                let mut larger = self.shard.buffers.take_relay();
+                larger.extend_from_slice(&buffer);
+                self.shard.buffers.put(buffer);
+                buffer = larger;
+            }
             let due = self.flow.response_due.get();
             // No more than what fits the outbox behind the head that is written anew.
             let room = self.shard.buffers.relay_bytes();

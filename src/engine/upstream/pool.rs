@@ -89,7 +89,11 @@ impl Pools {
     pub fn take(&self, upstream: &Upstream) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.get_mut(&upstream.pool)?;
-        while let Some(Idle { connection, due }) = waiting.pop() {
+        while let Some(Idle {
+            mut connection,
+            due,
+        }) = waiting.pop()
+        {
             self.count.set(self.count.get() - 1);
             let leads_there = upstream.addresses.contains(&connection.address);
             if leads_there && !self.deadlines.is_past(due) && connection.stream.is_quiet() {
@@ -101,7 +105,7 @@ impl Pools {
     }
 
     /// Keeps a connection for at most `idle_max`, or lets it go where there is no room.
-    pub fn put(&self, pool: PoolId, connection: Connection, idle_max: Duration) {
+    pub fn put(&self, pool: PoolId, mut connection: Connection, idle_max: Duration) {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.entry(pool).or_default();
         if waiting.len() >= self.per_server_max || self.count.get() >= self.total_max {
@@ -113,15 +117,18 @@ impl Pools {
         waiting.push(Idle { connection, due });
     }
 
-    /// Lets go of connections that idled too long.
+    /// Lets go of connections that idled too long, and of those that the server closed.
     pub fn sweep(&self) {
         if self.count.get() == 0 {
             return;
         }
         let mut kept = 0;
         self.idle.borrow_mut().retain(|_, waiting| {
-            for expired in waiting.extract_if(.., |idle| self.deadlines.is_past(idle.due)) {
-                expired.connection.stream.close();
+            let is_over = |idle: &mut Idle| {
+                self.deadlines.is_past(idle.due) || !idle.connection.stream.is_quiet()
+            };
+            for Idle { connection, .. } in waiting.extract_if(.., is_over) {
+                connection.stream.close();
             }
             kept += waiting.len();
             !waiting.is_empty()
