@@ -44,6 +44,8 @@ pub struct Plan<'s> {
     pub expects: bool,
     /// The authority the device used.
     pub authority: Authority,
+    /// Bytes that came with, and behind, the head: many if the device does not trickle.
+    pub arrived: usize,
 }
 
 impl Plan<'_> {
@@ -190,6 +192,7 @@ pub fn prepare<'s>(
         persist: request.persist,
         expects: request.expects,
         authority: Authority::keep(target.authority.or(request.host)),
+        arrived: head_bytes + rest.len(),
     };
     let mut intake = Intake::new(plan.body, route.body_bytes_max);
     let piece = intake.take(rest, 0).map_err(|error| refuse(error.into()))?;
