@@ -20,16 +20,10 @@ use super::{
         self, Lent, Reader, SocketReader, SocketWriter, Stream, StreamError, WriteError, Writer,
     },
 };
-use crate::limits;
-
-/// Bytes of the largest record on the wire (RFC 8446 §5.2), header included.
-const RECORD_BYTES_MAX: usize = 16_384 + 256 + 5;
-/// Bytes that a record adds to its plaintext at most: header, nonce, type, tag.
-const RECORD_OVERHEAD_BYTES: usize = 64;
-/// Bytes of a buffer that an idle connection keeps: the next request allocates nothing.
-const PARKED_BYTES: usize = 2 * limits::TLS_RECORD_BYTES;
-/// Bytes of handshake that one flight is given at first; grows if a chain is longer.
-const FLIGHT_BYTES: usize = 4_096;
+use crate::limits::{
+    TLS_FLIGHT_BYTES, TLS_PARKED_BYTES, TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES,
+    TLS_WIRE_RECORD_BYTES_MAX,
+};
 
 /// The state both halves share.
 struct Session {
@@ -114,7 +108,7 @@ impl Session {
                     None
                 }
                 Ok(ConnectionState::EncodeTlsData(mut flight)) => {
-                    append(&mut self.outgoing, FLIGHT_BYTES, |space| {
+                    append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
                         flight.encode(space).map_err(|error| match error {
                             EncodeError::InsufficientSize(size) => Some(size.required_size),
                             EncodeError::AlreadyEncoded => None,
@@ -128,8 +122,8 @@ impl Session {
                 }
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     if !plaintext.is_empty() {
-                        let records = plaintext.len() / (limits::TLS_RECORD_BYTES / 2) + 1;
-                        let room = plaintext.len() + records * RECORD_OVERHEAD_BYTES;
+                        let records = plaintext.len() / (TLS_RECORD_BYTES / 2) + 1;
+                        let room = plaintext.len() + records * TLS_RECORD_OVERHEAD_BYTES;
                         append(&mut self.outgoing, room, |space| {
                             traffic
                                 .encrypt(plaintext, space)
@@ -179,7 +173,7 @@ impl Session {
             let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else {
                 return;
             };
-            let encoded = append(&mut self.outgoing, FLIGHT_BYTES, |space| {
+            let encoded = append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
                 alert.encode(space).map_err(|_| None)
             });
             self.incoming.drain(..discard);
@@ -270,9 +264,9 @@ impl TlsReader {
             ..
         } = &mut *self.session.borrow_mut();
         for (buffer, kept) in [
-            (incoming, RECORD_BYTES_MAX),
-            (outgoing, PARKED_BYTES),
-            (spill, PARKED_BYTES),
+            (incoming, TLS_WIRE_RECORD_BYTES_MAX),
+            (outgoing, TLS_PARKED_BYTES),
+            (spill, TLS_PARKED_BYTES),
         ] {
             if buffer.capacity() > kept && buffer.is_empty() {
                 *buffer = Vec::new();
@@ -331,7 +325,7 @@ impl TlsReader {
         };
         let begin = lent.len();
         let mut lent = lent;
-        lent.reserve(RECORD_BYTES_MAX.max(begin + 1024));
+        lent.reserve(TLS_WIRE_RECORD_BYTES_MAX.max(begin + 1024));
         let (result, lent) = self.socket.receive(lent, usize::MAX).await;
         let mut session = self.session.borrow_mut();
         if session.incoming.is_empty() {
@@ -406,8 +400,8 @@ pub async fn connect(
     let (reader, writer, watch) = stream::split(socket, deadlines);
     let session = Rc::new(RefCell::new(Session {
         connection: UnbufferedClientConnection::new(config, name)?,
-        incoming: Vec::with_capacity(RECORD_BYTES_MAX),
-        outgoing: Vec::with_capacity(FLIGHT_BYTES),
+        incoming: Vec::with_capacity(TLS_WIRE_RECORD_BYTES_MAX),
+        outgoing: Vec::with_capacity(TLS_FLIGHT_BYTES),
         spill: Vec::new(),
         closed: false,
         failure: None,
