@@ -15,11 +15,7 @@ use monoio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sys::{self, Side};
-
-/// Connections that may wait to be accepted, each core; the kernel caps it at `somaxconn`.
-const BACKLOG: i32 = 4_096;
-/// The longest pause after an accept failed for want of descriptors or memory.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+use crate::limits;
 
 /// Binds `address` once for each of `cores` workers (`SO_REUSEPORT`).
 ///
@@ -41,7 +37,7 @@ pub fn bind(address: SocketAddr, cores: usize) -> io::Result<(SocketAddr, Vec<St
         // Accepted sockets inherit it: an answer must not wait for a delayed acknowledgement.
         socket.set_tcp_nodelay(true)?;
         socket.bind(&bound.into())?;
-        socket.listen(BACKLOG)?;
+        socket.listen(limits::ACCEPT_QUEUE_MAX)?;
         let listener = StdListener::from(socket);
         bound = listener.local_addr()?;
         listeners.push(listener);
@@ -111,7 +107,8 @@ impl Acceptor {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     failed(&error);
-                    pause = (pause * 2).clamp(Duration::from_millis(10), PAUSE_MAX);
+                    pause =
+                        (pause * 2).clamp(limits::ACCEPT_PAUSE_FLOOR, limits::ACCEPT_PAUSE_CEILING);
                     monoio::time::sleep(pause).await;
                     if self.closing.closed.get() {
                         break;
@@ -132,7 +129,7 @@ impl AcceptorCloser {
     /// Stops accepting; the pending accept ends by itself.
     pub fn close(&self) {
         if !self.closing.closed.replace(true) {
-            let queued = sys::accept_queued(self.fd, BACKLOG as usize);
+            let queued = sys::accept_queued(self.fd, limits::ACCEPT_QUEUE_MAX as usize);
             self.closing.queued.replace(queued);
             sys::shutdown(self.fd, Side::Both);
         }

@@ -19,16 +19,10 @@ use super::{
     standby::StandbyReader,
     stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
-use crate::limits;
-
-/// Bytes of the largest record on the wire (RFC 8446 §5.2), header included.
-const RECORD_BYTES_MAX: usize = 16_384 + 256 + 5;
-/// Bytes that a record adds to its plaintext at most: header, nonce, type, tag.
-const RECORD_OVERHEAD_BYTES: usize = 64;
-/// Bytes of a buffer that an idle connection keeps: the next request allocates nothing.
-const PARKED_BYTES: usize = 2 * limits::TLS_RECORD_BYTES;
-/// Bytes of handshake that one flight is given at first; grows if a chain is longer.
-const FLIGHT_BYTES: usize = 4_096;
+use crate::limits::{
+    TLS_FLIGHT_BYTES, TLS_PARKED_BYTES, TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES,
+    TLS_WIRE_RECORD_BYTES_MAX,
+};
 
 /// The state both halves share.
 struct Session {
@@ -113,7 +107,7 @@ impl Session {
                     None
                 }
                 Ok(ConnectionState::EncodeTlsData(mut flight)) => {
-                    append(&mut self.outgoing, FLIGHT_BYTES, |space| {
+                    append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
                         flight.encode(space).map_err(|error| match error {
                             EncodeError::InsufficientSize(size) => Some(size.required_size),
                             EncodeError::AlreadyEncoded => None,
@@ -127,8 +121,8 @@ impl Session {
                 }
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     if !plaintext.is_empty() {
-                        let records = plaintext.len() / (limits::TLS_RECORD_BYTES / 2) + 1;
-                        let room = plaintext.len() + records * RECORD_OVERHEAD_BYTES;
+                        let records = plaintext.len() / (TLS_RECORD_BYTES / 2) + 1;
+                        let room = plaintext.len() + records * TLS_RECORD_OVERHEAD_BYTES;
                         append(&mut self.outgoing, room, |space| {
                             traffic
                                 .encrypt(plaintext, space)
@@ -178,7 +172,7 @@ impl Session {
             let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else {
                 return;
             };
-            let encoded = append(&mut self.outgoing, FLIGHT_BYTES, |space| {
+            let encoded = append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
                 alert.encode(space).map_err(|_| None)
             });
             self.incoming.drain(..discard);
@@ -268,9 +262,9 @@ impl TlsReader {
     pub fn park(&mut self) {
         let session = &mut *self.session.borrow_mut();
         for (buffer, kept) in [
-            (&mut session.incoming, RECORD_BYTES_MAX),
-            (&mut session.outgoing, PARKED_BYTES),
-            (&mut session.spill, PARKED_BYTES),
+            (&mut session.incoming, TLS_WIRE_RECORD_BYTES_MAX),
+            (&mut session.outgoing, TLS_PARKED_BYTES),
+            (&mut session.spill, TLS_PARKED_BYTES),
         ] {
             if buffer.capacity() > kept && buffer.is_empty() {
                 *buffer = Vec::new();
@@ -279,7 +273,7 @@ impl TlsReader {
         // With something left over it is not quiet, and will not be used again.
         if session.incoming.is_empty() {
             let mut incoming = std::mem::take(&mut session.incoming);
-            incoming.reserve(RECORD_BYTES_MAX);
+            incoming.reserve(TLS_WIRE_RECORD_BYTES_MAX);
             self.socket.post(|_| incoming);
         }
     }
@@ -331,7 +325,7 @@ impl TlsReader {
             if session.is_between_records() {
                 lent = std::mem::take(&mut session.incoming);
             }
-            let room = RECORD_BYTES_MAX.max(lent.len() + 1024);
+            let room = TLS_WIRE_RECORD_BYTES_MAX.max(lent.len() + 1024);
             lent.reserve(room);
         }
         let (result, lent) = self.socket.receive(lent, usize::MAX).await;
@@ -408,8 +402,8 @@ pub async fn connect(
     let (reader, writer, watch) = stream::split_standby(socket, deadlines);
     let session = Rc::new(RefCell::new(Session {
         connection: UnbufferedClientConnection::new(config, name)?,
-        incoming: Vec::with_capacity(RECORD_BYTES_MAX),
-        outgoing: Vec::with_capacity(FLIGHT_BYTES),
+        incoming: Vec::with_capacity(TLS_WIRE_RECORD_BYTES_MAX),
+        outgoing: Vec::with_capacity(TLS_FLIGHT_BYTES),
         spill: Vec::new(),
         closed: false,
         failure: None,

@@ -62,8 +62,10 @@ pub struct Answer<'a> {
     device_watch: &'a Watch,
     upstream: &'a mut Reader,
     upstream_watch: &'a Watch,
-    /// What was received from the server; between pieces it is empty.
+    /// What was received from the server and is not yet a head.
     received: Vec<u8>,
+    /// Bytes that the last receive brought.
+    last: usize,
 }
 
 /// What a final head decided; the head is in the outbox.
@@ -78,7 +80,7 @@ struct Start {
 enum NoHead {
     Unanswered,
     Failed(Failure),
-    DeviceGone,
+    DeviceLost(Failure),
 }
 
 /// What a complete head turned out to be.
@@ -98,7 +100,8 @@ impl<'a> Answer<'a> {
         upstream: &'a mut Reader,
         upstream_watch: &'a Watch,
     ) -> Self {
-        let received = shard.buffers.take_relay();
+        // Answers may be long in coming: only one that fills it needs a larger one.
+        let received = shard.buffers.take_parked();
         Self {
             shard,
             plan,
@@ -108,17 +111,21 @@ impl<'a> Answer<'a> {
             upstream,
             upstream_watch,
             received,
+            last: 0,
         }
     }
 
     /// Brings the answer to the device; `repeatable` says that a request that got no byte of an
     /// answer may be sent again.
     pub async fn relay(mut self, repeatable: bool) -> Ended {
-        let mut outbox = self.shard.buffers.take_relay();
+        let mut outbox = Vec::new();
         let ended = match self.await_final(&mut outbox, repeatable).await {
             Ok(start) => self.relay_final(start, std::mem::take(&mut outbox)).await,
             Err(NoHead::Unanswered) => Ended::Unanswered,
-            Err(NoHead::DeviceGone) => Ended::broken(After::Close),
+            Err(NoHead::DeviceLost(failure)) => {
+                self.flow.tally.failure.set(Some(failure));
+                Ended::broken(After::Close)
+            }
             Err(NoHead::Failed(failure)) => {
                 let Self {
                     shard, plan, flow, ..
@@ -167,10 +174,7 @@ impl<'a> Answer<'a> {
             scanned = self.received.len();
             let mut buffer = std::mem::take(&mut self.received);
             if buffer.len() == buffer.capacity() {
-                let mut larger = self.shard.buffers.take_relay();
-                larger.extend_from_slice(&buffer);
-                self.shard.buffers.put(buffer);
-                buffer = larger;
+                buffer = self.shard.buffers.enlarge(buffer);
             }
             let due = self.flow.response_due.get();
             // No more than what fits the outbox behind the head that is written anew.
@@ -178,7 +182,10 @@ impl<'a> Answer<'a> {
             let (result, buffer) = self.upstream.read(buffer, room, due).await;
             self.received = buffer;
             let error = match result {
-                Ok(received) if received > 0 => continue,
+                Ok(received) if received > 0 => {
+                    self.last = received;
+                    continue;
+                }
                 Ok(_) => None,
                 Err(error) => Some(error),
             };
@@ -223,6 +230,9 @@ impl<'a> Answer<'a> {
             },
             authority: plan.authority.as_bytes(),
         };
+        if outbox.capacity() == 0 {
+            *outbox = self.shard.buffers.take_relay();
+        }
         outbox.clear();
         if response.is_interim() {
             // Nobody was offered another protocol (RFC 9110 §15.2.2).
@@ -283,16 +293,15 @@ impl<'a> Answer<'a> {
         let patience = self.plan.route.timeouts.body;
         let interim = std::mem::take(outbox);
         let (result, back) = self.device.write_all(interim, 0, patience).await;
-        *outbox = back;
-        result.map_err(|_| {
-            self.flow.tally.failure.set(Some(Failure::DeviceGone));
-            NoHead::DeviceGone
-        })
+        // The final head may be long in coming.
+        self.shard.buffers.put(back);
+        result.map_err(|failed| NoHead::DeviceLost(Failure::from_device(&failed.error)))
     }
 
     /// Sends the final head and what follows it.
     async fn relay_final(&mut self, start: Start, outbox: Vec<u8>) -> Ended {
         self.flow.response.set(ResponsePhase::Relaying);
+        self.shard.buffers.put(std::mem::take(&mut self.received));
         let Start {
             mut intake,
             delivered,
@@ -311,8 +320,9 @@ impl<'a> Answer<'a> {
         let broken = loop {
             let (result, back) = self.device.write_all(buffer, begin, patience).await;
             buffer = back;
-            if result.is_err() {
-                self.flow.tally.failure.set(Some(Failure::DeviceGone));
+            if let Err(failed) = result {
+                let failure = Failure::from_device(&failed.error);
+                self.flow.tally.failure.set(Some(failure));
                 break Some(after_cut);
             }
             if intake.is_done() {
@@ -353,17 +363,16 @@ impl<'a> Answer<'a> {
     /// Receives a piece of the body and frames it for the device; `None` if it broke off.
     async fn receive_piece(
         &mut self,
-        mut buffer: Vec<u8>,
+        buffer: Vec<u8>,
         intake: &mut Intake,
         delivered: Body,
     ) -> (Option<Framed>, Vec<u8>) {
-        let relay_bytes = self.shard.buffers.relay_bytes();
-        relay::make_room(&mut buffer, relay_bytes);
+        let buffers = &self.shard.buffers;
+        let mut buffer = buffers.refit(buffer, self.last);
+        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes());
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
-        let (result, mut buffer) = self
-            .upstream
-            .read(buffer, intake.room(relay_bytes), due)
-            .await;
+        let (result, mut buffer) = self.upstream.read(buffer, intake.room(room), due).await;
+        self.last = buffer.len() - RESERVE;
         match result {
             // After a failed request it was the gateway that ended the server's connection.
             Ok(0) if intake.ends_by_close() && !self.flow.is_failed() => intake.finish(),
@@ -456,7 +465,7 @@ pub async fn fail(
         && failure.persist() == Persist::Keep
         && !shard.is_draining();
     let persist = if keeps { Persist::Keep } else { Persist::Close };
-    let mut outbox = shard.buffers.take_relay();
+    let mut outbox = shard.buffers.take_parked();
     failure.write(&mut outbox, plan.to_head(), persist);
     let patience = plan.route.timeouts.body;
     let (result, outbox) = device.write_all(outbox, 0, patience).await;

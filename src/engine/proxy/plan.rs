@@ -46,6 +46,8 @@ pub struct Plan<'s> {
     pub expects: bool,
     /// The authority the device used.
     pub authority: Authority,
+    /// Bytes that came with, and behind, the head: many if the device does not trickle.
+    pub arrived: usize,
 }
 
 impl Plan<'_> {
@@ -193,6 +195,7 @@ pub fn prepare<'s>(
         upstream: upstream_persist(&request, route),
         expects: request.expects,
         authority: Authority::keep(target.authority.or(request.host)),
+        arrived: head_bytes + rest.len(),
     };
     let mut intake = Intake::new(plan.body, route.body_bytes_max);
     let piece = intake.take(rest, 0).map_err(|error| refuse(error.into()))?;
