@@ -64,6 +64,8 @@ pub struct Answer<'a> {
     upstream_watch: &'a Watch,
     /// What was received from the server; between pieces it is empty.
     received: Vec<u8>,
+    /// What the interim answers so far leave of the server's connection.
+    interim_persist: Persist,
 }
 
 /// What a final head decided; the head is in the outbox.
@@ -108,6 +110,7 @@ impl<'a> Answer<'a> {
             upstream,
             upstream_watch,
             received,
+            interim_persist: Persist::Keep,
         }
     }
 
@@ -224,6 +227,9 @@ impl<'a> Answer<'a> {
                 return Err(Failure::ResponseMalformed);
             }
             flow.interim.set(true);
+            if response.persist == Persist::Close {
+                self.interim_persist = Persist::Close;
+            }
             let delivery = Delivery {
                 body: Body::Absent,
                 connection: None,
@@ -256,7 +262,9 @@ impl<'a> Answer<'a> {
         flow.tally.status.set(response.status);
         flow.tally.sent.set(intake.taken());
         // Bytes behind the end belong to no request that was sent.
-        let clean = piece.end == rest.len() && response.body != Body::UntilClose;
+        let clean = piece.end == rest.len()
+            && response.body != Body::UntilClose
+            && self.interim_persist == Persist::Keep;
         Ok(Heard::Final(Start {
             intake,
             delivered,
