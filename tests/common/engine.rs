@@ -47,8 +47,14 @@ pub fn route(slot: Slot, address: SocketAddr, tls: Option<UpstreamTls>) -> Route
 
 /// Starts the engine for the only device, which speaks from 127.0.0.1.
 pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
+    start_on(0, "127.0.0.1/32", routes)
+}
+
+/// Starts the engine on the core at `position`, modulo the cores there are, for the only device,
+/// which speaks from `network`.
+pub fn start_on(position: usize, network: &str, routes: impl IntoIterator<Item = Route>) -> Engine {
     let mut identities = IdentityTable::default();
-    let network = "127.0.0.1/32".parse().unwrap();
+    let network = network.parse().unwrap();
     identities
         .insert(network, AccountId(0), "press-07", "1932-0069-24")
         .unwrap();
@@ -58,7 +64,8 @@ pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
         domain: "talk2m.com".into(),
         allow_networks: ["127.0.0.0/8".parse().unwrap()].into(),
     });
-    let core = core_affinity::get_core_ids().unwrap()[0].id;
+    let cores = core_affinity::get_core_ids().unwrap();
+    let core = cores[position % cores.len()].id;
     let settings = EngineSettings {
         listen: vec![Listen {
             address: "127.0.0.1:0".parse().unwrap(),

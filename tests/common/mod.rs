@@ -16,6 +16,7 @@ pub mod device;
 pub mod engine;
 pub mod folder;
 pub mod gateway;
+pub mod golden;
 pub mod servers;
 pub mod upstream;
 pub mod wire;

@@ -40,6 +40,9 @@ pub fn classify_request(name: &[u8]) -> Field {
     match name.len() {
         2 if folds_to(name, b"te") => Field::Dropped,
         4 if name.eq_ignore_ascii_case(b"host") => Field::Host,
+        // CGI hands it on as HTTP_PROXY, and a script's own requests then go where the device says
+        // (CVE-2016-5385).
+        5 if name.eq_ignore_ascii_case(b"proxy") => Field::Dropped,
         6 if name.eq_ignore_ascii_case(b"expect") => Field::Expect,
         7 if is_any(name, &[b"trailer", b"upgrade"]) => Field::Dropped,
         9 if name.eq_ignore_ascii_case(b"forwarded") || folds_to(name, b"x_real_ip") => {
@@ -201,6 +204,8 @@ mod tests {
             assert_eq!(classify_response(name.as_bytes()), Field::Dropped, "{name}");
         }
         assert_eq!(classify_request(b"Proxy-Authorization"), Field::Dropped);
+        assert_eq!(classify_request(b"pROXY"), Field::Dropped);
+        assert_eq!(classify_response(b"Proxy"), Field::Ordinary);
         assert_eq!(classify_response(b"Proxy-Authenticate"), Field::Dropped);
     }
 

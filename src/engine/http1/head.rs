@@ -303,7 +303,8 @@ pub struct Response<'h, 'b> {
     pub body: Body,
     /// The framing the fields announced, for answers that have no body.
     pub announced: Body,
-    /// Whether the server's connection may go on: never once it may be logged in as one device.
+    /// Whether the server's connection may go on: never once it may be logged in as one device, and
+    /// never behind a body that is announced where none may come.
     pub persist: Persist,
 }
 
@@ -378,15 +379,22 @@ impl<'h, 'b> Response<'h, 'b> {
         } else {
             ConnectionOptions::default()
         };
+        let body = framing.response_body(version, status, to_head)?;
+        let announced = framing.announced();
+        // A 204 or an interim answer must not announce a body, a 304 and an answer to HEAD may. But
+        // a server that is wrong about one sends it, often in a later segment, and it would be read
+        // as the answer to the next request, of another device. A connection is cheaper than that.
+        let may_follow =
+            body == Body::Absent && !matches!(announced, Body::Absent | Body::Length(0));
         Ok(Self {
             status,
             reason,
             fields,
             kept,
             locations,
-            body: framing.response_body(version, status, to_head)?,
-            announced: framing.announced(),
-            persist: match binds_connection {
+            body,
+            announced,
+            persist: match may_follow || binds_connection {
                 true => Persist::Close,
                 false => options.persist(version),
             },

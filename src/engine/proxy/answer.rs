@@ -66,6 +66,8 @@ pub struct Answer<'a> {
     received: Vec<u8>,
     /// Bytes that the last receive brought.
     last: usize,
+    /// What the interim answers so far leave of the server's connection.
+    interim_persist: Persist,
 }
 
 /// What a final head decided; the head is in the outbox.
@@ -112,6 +114,7 @@ impl<'a> Answer<'a> {
             upstream_watch,
             received,
             last: 0,
+            interim_persist: Persist::Keep,
         }
     }
 
@@ -240,6 +243,9 @@ impl<'a> Answer<'a> {
                 return Err(Failure::ResponseMalformed);
             }
             flow.interim.set(true);
+            if response.persist == Persist::Close {
+                self.interim_persist = Persist::Close;
+            }
             let delivery = Delivery {
                 body: Body::Absent,
                 connection: None,
@@ -272,7 +278,9 @@ impl<'a> Answer<'a> {
         flow.tally.status.set(response.status);
         flow.tally.sent.set(intake.taken());
         // Bytes behind the end belong to no request that was sent.
-        let clean = piece.end == rest.len() && response.body != Body::UntilClose;
+        let clean = piece.end == rest.len()
+            && response.body != Body::UntilClose
+            && self.interim_persist == Persist::Keep;
         Ok(Heard::Final(Start {
             intake,
             delivered,
