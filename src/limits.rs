@@ -69,6 +69,8 @@ pub const RELAY_BYTES_FLOOR: usize = 4_096;
 pub const RELAY_BYTES_CEILING: usize = 1_048_576;
 /// Spare buffers of each size that one core keeps.
 pub const SPARE_BUFFERS_MAX: usize = 256;
+/// Spare buffers of each size that one core keeps even if nothing needs them.
+pub const SPARE_BUFFERS_FLOOR: usize = 16;
 
 /// Bytes that a rewritten head may be longer than the received one: identity twice, login, host,
 /// base path, `Via`, request id, framing.
@@ -170,6 +172,7 @@ const _: () = {
     assert!(HEAD_BYTES_FLOOR <= HEAD_BYTES_DEFAULT && HEAD_BYTES_DEFAULT <= HEAD_BYTES_CEILING);
     assert!(FIELDS_DEFAULT <= FIELDS_CEILING);
     assert!(PROXY_HEADER_BYTES_MAX < PARKED_BYTES);
+    assert!(SPARE_BUFFERS_FLOOR < SPARE_BUFFERS_MAX);
     assert!(PARKED_FULL_BYTES < PARKED_BYTES);
     assert!(PARKED_BYTES < RELAY_BYTES_FLOOR);
     assert!(ACCEPT_PAUSE_FLOOR.as_millis() < ACCEPT_PAUSE_CEILING.as_millis());

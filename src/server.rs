@@ -214,10 +214,12 @@ impl Gateway {
 
     /// Prints one line with what has been counted.
     fn tell_counts(&self) {
-        // One of them is the list itself.
-        let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, |list| list.count() - 1);
+        // One of them is the list itself. There may be none left for it.
+        let descriptors = std::fs::read_dir("/proc/self/fd")
+            .map(|list| format!("descriptors={} ", list.count() - 1))
+            .unwrap_or_default();
         say(format_args!(
-            "counts: descriptors={descriptors} {}",
+            "counts: {descriptors}{}",
             self.engine.totals()
         ));
     }

@@ -125,6 +125,7 @@ impl Shard {
     pub fn sweep(&self) {
         self.deadlines.sweep();
         self.pools.sweep();
+        self.buffers.sweep();
         if let Some(log) = &mut *self.log.borrow_mut() {
             log.flush();
         }
@@ -213,17 +214,55 @@ impl Drop for Refusing<'_> {
 /// Spare buffers of two sizes: one to park a silent connection on, one to move bodies with.
 #[derive(Debug)]
 pub struct Buffers {
-    parked: RefCell<Vec<Vec<u8>>>,
-    relay: RefCell<Vec<Vec<u8>>>,
+    parked: RefCell<Spares>,
+    relay: RefCell<Spares>,
     relay_bytes: usize,
     relay_capacity: usize,
+}
+
+/// Spare buffers of one size.
+#[derive(Debug)]
+struct Spares {
+    buffers: Vec<Vec<u8>>,
+    /// How many of them nothing has needed since the last sweep.
+    unused: usize,
+}
+
+impl Spares {
+    fn new() -> Self {
+        Self {
+            buffers: Vec::with_capacity(limits::SPARE_BUFFERS_MAX),
+            unused: 0,
+        }
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop();
+        self.unused = self.unused.min(self.buffers.len());
+        buffer
+    }
+
+    fn put(&mut self, mut buffer: Vec<u8>) {
+        if self.buffers.len() < limits::SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Frees some of those that nothing needs; after a flood, all but a few within seconds.
+    fn sweep(&mut self) {
+        let excess = self.unused.saturating_sub(limits::SPARE_BUFFERS_FLOOR);
+        let kept = self.buffers.len() - excess.div_ceil(16);
+        self.buffers.truncate(kept);
+        self.unused = kept;
+    }
 }
 
 impl Buffers {
     fn new(relay_bytes: usize, head_bytes: usize) -> Self {
         Self {
-            parked: RefCell::new(Vec::with_capacity(limits::SPARE_BUFFERS_MAX)),
-            relay: RefCell::new(Vec::with_capacity(limits::SPARE_BUFFERS_MAX)),
+            parked: RefCell::new(Spares::new()),
+            relay: RefCell::new(Spares::new()),
             relay_bytes,
             relay_capacity: relay_bytes.max(head_bytes) + limits::HEAD_GROWTH_BYTES_MAX,
         }
@@ -236,13 +275,13 @@ impl Buffers {
 
     /// An empty buffer for a connection that waits for a request.
     pub fn take_parked(&self) -> Vec<u8> {
-        let spare = self.parked.borrow_mut().pop();
+        let spare = self.parked.borrow_mut().take();
         spare.unwrap_or_else(|| Vec::with_capacity(limits::PARKED_BYTES))
     }
 
     /// An empty buffer with room for a rewritten head, or for a piece of a body.
     pub fn take_relay(&self) -> Vec<u8> {
-        let spare = self.relay.borrow_mut().pop();
+        let spare = self.relay.borrow_mut().take();
         spare.unwrap_or_else(|| Vec::with_capacity(self.relay_capacity))
     }
 
@@ -277,17 +316,19 @@ impl Buffers {
     }
 
     /// Takes a buffer of either size back; whichever grew or is one too many is freed.
-    pub fn put(&self, mut buffer: Vec<u8>) {
+    pub fn put(&self, buffer: Vec<u8>) {
         let spares = match buffer.capacity() {
             limits::PARKED_BYTES => &self.parked,
             capacity if capacity == self.relay_capacity => &self.relay,
             _ => return,
         };
-        let mut spares = spares.borrow_mut();
-        if spares.len() < limits::SPARE_BUFFERS_MAX {
-            buffer.clear();
-            spares.push(buffer);
-        }
+        spares.borrow_mut().put(buffer);
+    }
+
+    /// Frees what nothing needs any more; called every tick.
+    fn sweep(&self) {
+        self.parked.borrow_mut().sweep();
+        self.relay.borrow_mut().sweep();
     }
 }
 
@@ -349,7 +390,9 @@ mod tests {
         buffers.put(Vec::with_capacity(77));
         let again = buffers.take_relay();
         assert_eq!((again.as_ptr(), again.len()), (address, 0));
-        assert!(buffers.relay.borrow().is_empty() && buffers.parked.borrow().is_empty());
+        assert!(
+            buffers.relay.borrow().buffers.is_empty() && buffers.parked.borrow().buffers.is_empty()
+        );
     }
 
     #[test]
@@ -364,19 +407,28 @@ mod tests {
         assert!(capacity(limits::PARKED_FULL_BYTES) > 65_536);
         let small = buffers.refit(buffers.take_relay(), 1);
         assert_eq!(small.capacity(), limits::PARKED_BYTES);
-        assert_eq!(buffers.relay.borrow().len(), 1);
+        assert_eq!(buffers.relay.borrow().buffers.len(), 1);
         let full = vec![b'x'; limits::PARKED_BYTES];
         assert_eq!(buffers.enlarge(full.clone()), full);
-        assert!(buffers.relay.borrow().is_empty());
+        assert!(buffers.relay.borrow().buffers.is_empty());
     }
 
     #[test]
-    fn spare_buffers_are_bounded() {
+    fn spare_buffers_are_bounded_and_go_when_nothing_needs_them() {
         let buffers = Buffers::new(65_536, 16_384);
         let taken: Vec<_> = (0..2 * limits::SPARE_BUFFERS_MAX)
             .map(|_| buffers.take_parked())
             .collect();
         taken.into_iter().for_each(|buffer| buffers.put(buffer));
-        assert_eq!(buffers.parked.borrow().len(), limits::SPARE_BUFFERS_MAX);
+        let spares = || buffers.parked.borrow().buffers.len();
+        assert_eq!(spares(), limits::SPARE_BUFFERS_MAX);
+        buffers.sweep();
+        assert_eq!(
+            spares(),
+            limits::SPARE_BUFFERS_MAX,
+            "they were needed just now"
+        );
+        (0..200).for_each(|_| buffers.sweep());
+        assert_eq!(spares(), limits::SPARE_BUFFERS_FLOOR);
     }
 }

@@ -14,6 +14,7 @@
 pub mod certificates;
 pub mod device;
 pub mod engine;
+pub mod flood;
 pub mod folder;
 pub mod gateway;
 pub mod golden;
