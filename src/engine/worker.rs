@@ -190,7 +190,8 @@ async fn tick_until_drained(shard: &Rc<Shard>, control: &Control, closers: &[Acc
             Instant::now().checked_add(Duration::from_millis(limit))
         });
         let now = Instant::now();
-        if shard.connections() == 0 {
+        // A connection that still waits to be handed over is not counted yet.
+        if shard.connections() == 0 && closers.iter().all(AcceptorCloser::has_ended) {
             return;
         }
         if limit.is_some_and(|limit| now >= limit) {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use m2u::{
     config::settings::{Limits, Listen, OnFailure, Scheme, Slot, Timeouts, Tuning},
     engine::{Engine, EngineSettings},
+    observe::access_log::Log,
     snapshot::{
         Snapshot,
         identity::IdentityTable,
@@ -50,9 +51,23 @@ pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
     start_on(0, "127.0.0.1/32", routes)
 }
 
+/// Likewise, and each exchange is logged.
+pub fn start_logging(routes: impl IntoIterator<Item = Route>, log: Option<Arc<Log>>) -> Engine {
+    start_whole(0, "127.0.0.1/32", routes, log)
+}
+
 /// Starts the engine on the core at `position`, modulo the cores there are, for the only device,
 /// which speaks from `network`.
 pub fn start_on(position: usize, network: &str, routes: impl IntoIterator<Item = Route>) -> Engine {
+    start_whole(position, network, routes, None)
+}
+
+fn start_whole(
+    position: usize,
+    network: &str,
+    routes: impl IntoIterator<Item = Route>,
+    log: Option<Arc<Log>>,
+) -> Engine {
     let mut identities = IdentityTable::default();
     let network = network.parse().unwrap();
     identities
@@ -78,7 +93,7 @@ pub fn start_on(position: usize, network: &str, routes: impl IntoIterator<Item =
             cores: vec![core],
             ..Tuning::default()
         },
-        log: None,
+        log,
     };
     Engine::start(settings, &publisher).unwrap()
 }

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
@@ -70,6 +70,13 @@ impl Gateway {
     /// Starts with flags after the configuration.
     pub fn start_with(config: &str, flags: &[&str]) -> Self {
         Self::start_by(command(), config, flags)
+    }
+
+    /// Likewise, with variables in its environment that name files.
+    pub fn start_among(config: &str, flags: &[&str], variables: &[(&str, &Path)]) -> Self {
+        let mut command = command();
+        command.envs(variables.iter().copied());
+        Self::start_by(command, config, flags)
     }
 
     /// Starts where no more than so many files may be open.
