@@ -11,12 +11,15 @@
     reason = "a part of each test"
 )]
 
+pub mod cells;
 pub mod certificates;
 pub mod device;
 pub mod engine;
+pub mod faults;
 pub mod folder;
 pub mod gateway;
 pub mod servers;
+pub mod shapes;
 pub mod upstream;
 pub mod wire;
 
