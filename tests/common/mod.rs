@@ -15,6 +15,7 @@ pub mod cells;
 pub mod certificates;
 pub mod device;
 pub mod engine;
+pub mod exchanges;
 pub mod faults;
 pub mod folder;
 pub mod gateway;

@@ -313,6 +313,15 @@ impl Conversation {
         self.socket.shutdown(Shutdown::Both)
     }
 
+    /// Ends the connection in order; TLS says so, too.
+    pub fn say_goodbye(&mut self) -> Step {
+        if let Channel::Tls(stream) = self.stream.get_mut() {
+            stream.conn.send_close_notify();
+            stream.flush()?;
+        }
+        self.socket.shutdown(Shutdown::Write)
+    }
+
     /// The socket below.
     pub fn socket(&self) -> &TcpStream {
         &self.socket
