@@ -2,11 +2,9 @@
 //!
 //! Knows the failure table (specification, section 5) and the shapes of exchanges; holds no socket.
 
-use std::ops::Range;
-
 use super::{
     faults::{End, Fault, Heard},
-    shapes::{self, Framing, INTERIM, REQUEST_BODY, SHAPES, Shape, Turns},
+    shapes::{self, Framing, INTERIM, SHAPES, Shape, Turns},
 };
 
 /// Slots of the plain server: one where the answer must not take long, one where no body may stall.
@@ -94,12 +92,16 @@ pub fn cells(faults: &[Fault], rounds: usize) -> Vec<Cell> {
     for shape in &SHAPES {
         for &fault in faults {
             for side in [Side::Device, Side::Server] {
-                cells.extend(positions(shape, side, fault).map(|position| Cell {
-                    shape,
-                    side,
-                    fault,
-                    position,
-                }));
+                cells.extend(
+                    positions(shape, side, fault)
+                        .into_iter()
+                        .map(|position| Cell {
+                            shape,
+                            side,
+                            fault,
+                            position,
+                        }),
+                );
             }
         }
     }
@@ -112,17 +114,30 @@ pub fn cells(faults: &[Fault], rounds: usize) -> Vec<Cell> {
         .repeat(rounds)
 }
 
-pub fn positions(shape: &Shape, side: Side, fault: Fault) -> Range<usize> {
-    match (side, fault) {
+pub fn positions(shape: &Shape, side: Side, fault: Fault) -> Vec<usize> {
+    let (head, end) = match side {
+        Side::Device => (shape.request_head_bytes(), shape.request_bytes()),
+        Side::Server => (shape.answer_head_bytes(), shape.answer_wire_bytes()),
+    };
+    let all = match (side, fault) {
         // Its devices never send more than they do anyway.
         (Side::Device, _) if !shape.is_whole() => 0..0,
         // Silence between two requests is no fault, nor is silence when all has been said.
-        (Side::Device, Fault::Stall) => 1..shape.request_bytes(),
-        (Side::Device, _) => 0..shape.request_bytes() + 1,
-        (Side::Server, Fault::Stall) if shape.answer != Framing::UntilClose => {
-            0..shape.answer_wire_bytes()
-        }
-        (Side::Server, _) => 0..shape.answer_wire_bytes() + 1,
+        (Side::Device, Fault::Stall) => 1..end,
+        (Side::Server, Fault::Stall) if shape.answer != Framing::UntilClose => 0..end,
+        _ => 0..end + 1,
+    };
+    match (shape.large, fault) {
+        (false, _) => all.collect(),
+        // Who is slow to say much may be found silent earlier.
+        (true, Fault::Stall) => Vec::new(),
+        (true, _) => all
+            .filter(|position| {
+                let body = position.saturating_sub(head);
+                let at_head = *position <= head + 1 && *position + 1 >= head;
+                *position == 0 || at_head || *position + 9 >= end || (body + 1) % 65_536 < 3
+            })
+            .collect(),
     }
 }
 
@@ -179,11 +194,12 @@ impl Cell {
             token,
             keeps: false,
         };
-        let whole = self.position == self.shape.request_bytes();
+        let shape = self.shape;
+        let whole = self.position == shape.request_bytes();
         match self.fault {
             Fault::Close | Fault::Reset => vec![Outcome::Unheard],
             Fault::HalfClose if whole => {
-                vec![Outcome::Whole(shapes::answer_body(number).into_bytes())]
+                vec![Outcome::Whole(shape.answer_payload(number))]
             }
             Fault::HalfClose => vec![Outcome::Silence],
             Fault::Stall => {
@@ -218,7 +234,7 @@ impl Cell {
                 Fault::Stall if !shape.is_whole() => late_device,
                 Fault::Stall => told(504, "http_response_timeout"),
                 _ if reused && shape.method == "GET" && answered == 0 => {
-                    Outcome::Whole(shapes::answer_body(number).into_bytes())
+                    Outcome::Whole(shape.answer_payload(number))
                 }
                 _ => told(502, "connection_terminated"),
             }];
@@ -231,10 +247,13 @@ impl Cell {
             _ => answered == shape.answer_bytes(),
         };
         let mut outcomes = vec![if whole {
-            Outcome::Whole(body)
+            Outcome::Whole(body.clone())
         } else {
-            Outcome::Cut(body)
+            Outcome::Cut(body.clone())
         }];
+        if self.may_lose_more() {
+            outcomes.push(Outcome::Cut(body));
+        }
         if self.fault == Fault::Stall && (shape.turns != Turns::Ordinary) {
             // Both sides are silent, or the device waited for a late server.
             outcomes.push(late_device);
@@ -276,12 +295,19 @@ impl Cell {
                     && body.starts_with(&message.body)
             }
             (Outcome::Cut(body), Heard::Cut(message, End::Orderly)) => {
+                let is_all = message.body == *body;
+                let is_some = body.starts_with(&message.body);
                 !shape.ends_by_close()
                     && shapes::is_answer_to(message, number)
-                    && message.body == *body
+                    && (is_all || self.may_lose_more() && is_some)
             }
             _ => false,
         }
+    }
+
+    /// Whether the server's kernel may throw away what it had been given to send.
+    fn may_lose_more(&self) -> bool {
+        self.shape.large && self.side == Side::Server && self.fault == Fault::Reset
     }
 
     /// Whether the whole request reached the gateway.
@@ -302,10 +328,7 @@ impl Cell {
                 _ => None,
             })
             .collect();
-        let expected: &[u8] = match shape.request {
-            Framing::Absent => b"",
-            _ => REQUEST_BODY,
-        };
+        let expected = shape.payload();
         let repeated = self.side == Side::Server
             && shape.method == "GET"
             && self.fault != Fault::Stall

@@ -45,9 +45,11 @@ pub struct Shape {
     pub tls: bool,
     /// Comes second on the device's connection, and to a server's connection in use before.
     pub warm: bool,
+    /// Whether bodies are longer than any buffer on the way.
+    pub large: bool,
 }
 
-pub const SHAPES: [Shape; 18] = [
+pub const SHAPES: [Shape; 20] = [
     shape("GET", "GET", Absent),
     shape("GET, chunked answer", "GET", Absent).answer(Chunked),
     shape("GET, answer until close", "GET", Absent).answer(UntilClose),
@@ -67,6 +69,10 @@ pub const SHAPES: [Shape; 18] = [
     shape("HTTP/1.0 GET, answer until close", "GET", Absent)
         .answer(UntilClose)
         .minor(0),
+    shape("large POST", "POST", Length).large(),
+    shape("large POST chunked", "POST", Chunked)
+        .answer(Chunked)
+        .large(),
     shape("TLS POST", "POST", Length).tls(),
     shape("TLS second POST", "POST", Length).warm().tls(),
     shape("TLS POST chunked, answer until close", "POST", Chunked)
@@ -93,6 +99,7 @@ const fn shape(name: &'static str, method: &'static str, request: Framing) -> Sh
         turns: Turns::Ordinary,
         tls: false,
         warm: false,
+        large: false,
     }
 }
 
@@ -113,14 +120,21 @@ impl Shape {
         Self { warm: true, ..self }
     }
 
+    const fn large(self) -> Self {
+        Self {
+            large: true,
+            ..self
+        }
+    }
+
     const fn tls(self) -> Self {
         Self { tls: true, ..self }
     }
 }
 
-/// The body of every request that has one.
-pub const REQUEST_BODY: &[u8] = b"hello, world";
-const REQUEST_CHUNKS: &[u8] = b"5;a=b\r\nhello\r\n7\r\n, world\r\n0\r\nT: x\r\n\r\n";
+const REQUEST_BODY: &[u8] = b"hello, world";
+/// Bytes of a large body: several relay buffers.
+const LARGE_BODY_BYTES: usize = 200_000;
 /// Bytes of a body of which the device of an early answer sends no more.
 pub const EARLY_BODY_BYTES: usize = 5;
 /// The interim answer.
@@ -140,11 +154,31 @@ impl Shape {
         self.request(0, 100).len()
     }
 
-    fn request_body(&self) -> &'static [u8] {
+    /// The request's body without its coding.
+    pub fn payload(&self) -> Vec<u8> {
         match self.request {
-            Framing::Absent | Framing::UntilClose => b"",
-            Framing::Length => REQUEST_BODY,
-            Framing::Chunked => REQUEST_CHUNKS,
+            Framing::Absent | Framing::UntilClose => Vec::new(),
+            Framing::Length | Framing::Chunked => self.fill(REQUEST_BODY),
+        }
+    }
+
+    /// The answer's body without its coding.
+    pub fn answer_payload(&self, number: usize) -> Vec<u8> {
+        self.fill(format!("cell {number:06}!").as_bytes())
+    }
+
+    fn fill(&self, pattern: &[u8]) -> Vec<u8> {
+        let length = match self.large {
+            true => LARGE_BODY_BYTES,
+            false => pattern.len(),
+        };
+        pattern.iter().copied().cycle().take(length).collect()
+    }
+
+    fn request_body(&self) -> Vec<u8> {
+        match self.request {
+            Framing::Chunked => chunks(&self.payload(), ";a=b", "T: x\r\n"),
+            _ => self.payload(),
         }
     }
 
@@ -153,7 +187,7 @@ impl Shape {
         let Self { method, minor, .. } = self;
         let framing = match self.request {
             Framing::Absent | Framing::UntilClose => String::new(),
-            Framing::Length => format!("Content-Length: {}\r\n", REQUEST_BODY.len()),
+            Framing::Length => format!("Content-Length: {}\r\n", self.payload().len()),
             Framing::Chunked => "Transfer-Encoding: chunked\r\n".to_owned(),
         };
         let expect = match self.turns {
@@ -163,7 +197,7 @@ impl Shape {
         let head = format!(
             "{method} /{number:06} HTTP/1.{minor}\r\nHost: m2u{slot}\r\n{framing}{expect}\r\n"
         );
-        [head.as_bytes(), self.request_body()].concat()
+        [head.as_bytes(), &self.request_body()].concat()
     }
 
     /// Bytes of the request that the device sends if it does not break off.
@@ -176,18 +210,13 @@ impl Shape {
 
     /// The server's words: an interim answer or nothing, the head, and the body in two pieces.
     pub fn words(&self, number: usize) -> [Vec<u8>; 4] {
-        let body = answer_body(number);
+        let body = self.answer_payload(number);
         let (framing, body) = match self.answer {
             Framing::Absent | Framing::UntilClose => (String::new(), body),
             Framing::Length => (format!("Content-Length: {}\r\n", body.len()), body),
             Framing::Chunked => {
-                let (begin, end) = body.split_at(5);
-                let sizes = (begin.len(), end.len());
-                let chunks = format!(
-                    "{:x}\r\n{begin}\r\n{:x}\r\n{end}\r\n0\r\n\r\n",
-                    sizes.0, sizes.1
-                );
-                ("Transfer-Encoding: chunked\r\n".to_owned(), chunks)
+                let field = "Transfer-Encoding: chunked\r\n".to_owned();
+                (field, chunks(&body, "", ""))
             }
         };
         let interim = match self.turns {
@@ -197,7 +226,7 @@ impl Shape {
         let head =
             format!("HTTP/1.1 200 OK\r\nX-Cell: {number:06}\r\n{framing}Connection: close\r\n\r\n");
         let (begin, end) = body.split_at(body.len() / 2);
-        [interim, head.as_bytes(), begin.as_bytes(), end.as_bytes()].map(<[u8]>::to_vec)
+        [interim, head.as_bytes(), begin, end].map(<[u8]>::to_vec)
     }
 
     /// Bytes of the server's words up to and with the final head.
@@ -256,9 +285,20 @@ impl Shape {
     }
 }
 
-/// The body of every answer.
-pub fn answer_body(number: usize) -> String {
-    format!("cell {number:06}!")
+/// A body in two chunks.
+fn chunks(body: &[u8], extension: &str, trailer: &str) -> Vec<u8> {
+    let (begin, end) = body.split_at(body.len() / 2 - 1);
+    let first = format!("{:x}{extension}\r\n", begin.len());
+    let second = format!("\r\n{:x}\r\n", end.len());
+    let last = format!("\r\n0\r\n{trailer}\r\n");
+    [
+        first.as_bytes(),
+        begin,
+        second.as_bytes(),
+        end,
+        last.as_bytes(),
+    ]
+    .concat()
 }
 
 /// Whether this is the server's answer, complete or not, to exchange `number`.
