@@ -487,7 +487,7 @@ fn whoever_breaks_off_anywhere_leaves_no_trace() {
 
 #[test]
 fn whoever_falls_silent_anywhere_is_given_up() {
-    Bench::start(cells(&[Fault::Stall], 1), 400, Patience::Short).run();
+    Bench::start(cells(&[Fault::Stall], 1), 200, Patience::Short).run();
 }
 
 /// More handshakes than a server's first flight has bytes.
