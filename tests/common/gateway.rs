@@ -207,6 +207,19 @@ impl Gateway {
             .collect()
     }
 
+    /// The names of its threads, in order; those that the kernel lends a ring come and go.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        // A task may end between the two looks.
+        let mut names: Vec<String> = tasks
+            .filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok())
+            .map(|name| name.trim_end().to_owned())
+            .filter(|name| !name.starts_with("iou-"))
+            .collect();
+        names.sort();
+        names
+    }
+
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let id = self.id().to_string();
