@@ -139,7 +139,7 @@ pub(crate) struct Fleet {
     resting: VecDeque<usize>,
     /// Requests under way.
     active: usize,
-    /// Connections opened so far: whose turn it is.
+    /// Whose turn it is, before the remainder is taken.
     turn: u64,
     buffer: Vec<u8>,
     counts: Counts,
@@ -273,7 +273,7 @@ impl Fleet {
     fn open(&mut self, index: usize) -> io::Result<()> {
         let device =
             u32::try_from(self.turn % u64::from(self.options.devices)).map_err(io::Error::other)?;
-        self.turn += 1;
+        self.turn += u64::from(self.options.stride);
         self.counts.opened += 1;
         let address = Ipv4Addr::from(u32::from(self.options.first_address) + device);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;

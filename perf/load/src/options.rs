@@ -21,7 +21,8 @@ usage: m2u-load --target ADDRESS:PORT [OPTION]...
   --path PATH                request target [/in]
 
 Devices: device i speaks from FIRST + i and is called PREFIX and i in seven digits.
-  --devices N                a new connection speaks for device (count mod N) [connections]
+  --devices N                how many [connections]
+  --stride N                 a new connection speaks for device (count * stride mod devices) [1]
   --first-address ADDRESS    address of device 0, in 127.0.0.0/8 [127.16.0.1]
   --device-prefix TEXT       [device-]
 
@@ -85,6 +86,8 @@ pub(crate) struct Options {
     pub(crate) path: String,
     /// How many devices speak.
     pub(crate) devices: u32,
+    /// Distance from one connection's device to the next one's.
+    pub(crate) stride: u32,
     /// Address of device 0.
     pub(crate) first_address: Ipv4Addr,
     /// What stands before a device's number in its name.
@@ -136,6 +139,7 @@ pub(crate) fn parse() -> Result<Option<Options>, lexopt::Error> {
         host: "m2u.talk2m.com".to_owned(),
         path: "/in".to_owned(),
         devices: 0,
+        stride: 1,
         first_address: Ipv4Addr::new(127, 16, 0, 1),
         device_prefix: "device-".to_owned(),
         kind: Kind::Post,
@@ -169,6 +173,7 @@ pub(crate) fn parse() -> Result<Option<Options>, lexopt::Error> {
             "host" => options.host = value(&mut parser)?,
             "path" => options.path = value(&mut parser)?,
             "devices" => devices = Some(value(&mut parser)?),
+            "stride" => options.stride = value(&mut parser)?,
             "first-address" => options.first_address = value(&mut parser)?,
             "device-prefix" => options.device_prefix = value(&mut parser)?,
             "kind" => options.kind = value(&mut parser)?,
