@@ -4,6 +4,7 @@ The peer has a core to itself; the origin and the load share the other.
 """
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -19,7 +20,9 @@ PEER_CORE = 1
 LOAD_CORE = 0
 # A window counts if nobody else used more than this share of a core.
 FOREIGN_MAX = 0.05
-ATTEMPTS = 5
+ATTEMPTS = 6
+# How long to wait, before a window, for others to pause.
+QUIET_PATIENCE = 60.0
 MILLION = 1_000_000
 
 
@@ -115,20 +118,19 @@ class Bench:
             return [self.measure_idle(name, scenario)]
         if scenario.kind == "million":
             return [self.measure_million(name, scenario)]
-        size = 10_000
-        if name == "m2u-million":
-            name, size = "m2u", MILLION
+        size = PEERS[name].devices
         peer = self.start(name, scenario, size)
         try:
             peer.ready()
             arguments = self.arguments(peer, scenario)
-            if size == MILLION:
-                arguments += ["--devices", MILLION]
+            arguments += ["--devices", size]
             requests = scenario.quick if self.quick else scenario.requests
             warmup = min(scenario.warmup, requests)
             arguments += ["--requests", requests, "--warmup-requests", warmup]
             attempts = []
             for _ in range(1 if self.quick else ATTEMPTS):
+                if not self.quick:
+                    wait_for_quiet()
                 result = self.run_load(arguments)
                 spoilt = result["foreign_cores"] > FOREIGN_MAX
                 attempts.append((result, self.figures(peer, result), spoilt))
@@ -158,7 +160,7 @@ class Bench:
         peer = self.start(name, scenario)
         try:
             peer.ready()
-            arguments = self.arguments(peer, scenario)
+            arguments = [*self.arguments(peer, scenario), "--devices", 10_000]
             # Pools, code and allocator arenas that any traffic brings in are not the connections'.
             self.run_load([*arguments, "--connections", 64, "--requests", 3000])
             load = Load(
@@ -213,6 +215,24 @@ class Bench:
                 pass
             time.sleep(0.002)
         raise Failed(f"{peer.name} does not serve:\n{peer.process.said()}")
+
+
+def wait_for_quiet():
+    """Returns once the machine has been idle for a moment, or the patience is over."""
+    deadline = time.monotonic() + QUIET_PATIENCE
+    while time.monotonic() < deadline:
+        begun, idle = time.monotonic(), idle_seconds()
+        time.sleep(0.3)
+        wall = time.monotonic() - begun
+        if os.cpu_count() * wall - (idle_seconds() - idle) < 2 * FOREIGN_MAX * wall:
+            return
+
+
+def idle_seconds():
+    """Idle time of all cores together since the machine started."""
+    with open("/proc/stat") as file:
+        fields = file.readline().split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
 
 
 def settled(read):

@@ -1,4 +1,4 @@
-"""Counts what a process asks of the kernel inside a window.
+"""Counts what the threads of a process's cores ask of the kernel inside a window.
 
 By tracepoints where this machine has them; else by the ring's own counters and strace.
 """
@@ -40,6 +40,18 @@ def has_tracepoints():
     return done.returncode == 0
 
 
+def core_threads(pid):
+    """The threads that carry traffic; the control plane's clock is not a request's."""
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/comm") as file:
+            if file.read().startswith("m2u-core-"):
+                found.append(thread)
+    if not found:
+        raise Failed("m2u has no thread named m2u-core-…")
+    return found
+
+
 class Tracepoints:
     """perf, attached with its counters off until the window begins."""
 
@@ -56,7 +68,7 @@ class Tracepoints:
             events += ["-e", "io_uring:io_uring_submit_req", "--filter", f"opcode == {number}"]
         events += ["-e", "io_uring:io_uring_submit_req"]
         command = ["perf", "stat", "-x", ";", "-o", self.output, "-D", "-1"]
-        command += ["--control", f"fd:{theirs},{answers}", *events, "-p", pid]
+        command += ["--control", f"fd:{theirs},{answers}", *events, "-t", ",".join(core_threads(pid))]
         self.child = subprocess.Popen(
             with_tracefs([str(part) for part in command]),
             pass_fds=(theirs, answers),
@@ -137,9 +149,14 @@ class Counters:
         return total
 
     def begin(self):
-        command = ["strace", "-c", "-f", "-o", self.output, "-p", self.pid]
+        command = ["strace", "-c", "-o", self.output]
+        for thread in core_threads(self.pid):
+            command += ["-p", thread]
         self.child = subprocess.Popen(
-            [str(part) for part in command], stderr=subprocess.PIPE, text=True
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         deadline = time.monotonic() + 10
         while self.tracer() == 0:
@@ -149,7 +166,8 @@ class Counters:
         self.before = self.rings()
 
     def tracer(self):
-        with open(f"/proc/{self.pid}/status") as file:
+        (thread, *_) = core_threads(self.pid)
+        with open(f"/proc/{self.pid}/task/{thread}/status") as file:
             return int(re.search(r"^TracerPid:\s*(\d+)", file.read(), re.MULTILINE).group(1))
 
     def end(self):

@@ -4,7 +4,9 @@ Identity by source address from a table, forged names dropped, strangers refused
 connections kept, certificates verified both ways, no log.
 """
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from .certificates import NAME
 from .processes import Process, free_ports
@@ -29,6 +31,8 @@ class Job:
 class Peer:
     """One running peer."""
 
+    devices = 10_000
+
     def __init__(self, job):
         self.job = job
         (self.port,) = free_ports(1)
@@ -47,6 +51,7 @@ class Peer:
 class M2u(Peer):
     name = "m2u"
     binary = None
+    flags = ()
 
     def command(self):
         job = self.job
@@ -78,7 +83,14 @@ class M2u(Peer):
             lines.append(f'client_key = "{job.certificates.client[1]}"')
         config = job.folder / "m2u.toml"
         config.write_text("\n".join(lines) + "\n")
-        return [self.binary, "run", "--config", config, "--cores", job.core]
+        return [self.binary, "run", "--config", config, "--cores", job.core, *self.flags]
+
+
+class M2uMillion(M2u):
+    """m2u with a table of a million devices."""
+
+    name = "m2u-million"
+    devices = 1_000_000
 
 
 class M2uLog(M2u):
@@ -232,6 +244,7 @@ backend origin
 
 class Haproxy(Peer):
     name = "haproxy"
+    bodies = ""
 
     def command(self):
         job = self.job
@@ -253,10 +266,33 @@ class Haproxy(Peer):
                 name=NAME,
                 tls=tls,
                 tuning="    tune.bufsize 65536" if job.bodies else "",
-                options="    option splice-auto" if job.bodies else "",
+                options=self.bodies if job.bodies else "",
             )
         )
         return ["haproxy", "-db", "-f", config]
 
 
-PEERS = {peer.name: peer for peer in (M2u, Nginx, Haproxy, M2uLog)}
+class HaproxySplice(Haproxy):
+    """HAProxy that moves bodies with splice(2); it does so from plain to plain only."""
+
+    name = "haproxy-splice"
+    bodies = "    option splice-auto"
+
+
+PEERS = {
+    peer.name: peer for peer in (M2u, Nginx, Haproxy, HaproxySplice, M2uLog, M2uMillion)
+}
+
+
+def variant(text):
+    """Adds m2u with other flags, or another binary of it: `NAME=[PATH] [FLAG]...`."""
+    name, separator, words = text.partition("=")
+    words = shlex.split(words)
+    if not separator or not name.isidentifier() or not words:
+        raise ValueError(f"{text!r} is not NAME=[PATH] [FLAG]...")
+    members = {"name": f"m2u-{name}"}
+    if "/" in words[0]:
+        members["binary"] = Path(words.pop(0)).resolve()
+    members["flags"] = tuple(words)
+    PEERS[members["name"]] = type(f"M2u{name}", (M2u,), members)
+    return members["name"]

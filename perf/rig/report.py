@@ -7,10 +7,14 @@ from statistics import median
 
 from .scenarios import BY_NAME
 
+# The peers that have columns of their own; all others stand in a second table.
+COLUMNS = ("nginx", "haproxy")
+
 LABELS = {
     "m2u": "m2u",
     "nginx": "nginx",
     "haproxy": "HAProxy",
+    "haproxy-splice": "HAProxy with splice",
     "m2u-log": "m2u, log on",
     "m2u-million": "m2u, 1 M devices",
 }
@@ -68,6 +72,21 @@ def number(value):
     return f"{value:.3g}" if value < 1 else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
+def label(peer):
+    return LABELS.get(peer, peer)
+
+
+def variants(lines, scenario, metric):
+    """m2u with other flags or another binary, each held against m2u."""
+    rounds = figures(lines).get(scenario.name, {})
+    names = {peer for peers in rounds.values() for peer in peers} - set(scenario.peers)
+    for name in sorted(names):
+        every = ratios(rounds, name, "m2u", metric.key)
+        if every:
+            value = median(peers[name][metric.key] for peers in rounds.values() if name in peers)
+            yield name, (value, (median(every), None, None, min(every), max(every)))
+
+
 def verdict(entry):
     if entry is None:
         return ""
@@ -96,30 +115,34 @@ def summary(lines, environment, options):
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     falling = []
-    own = []
+    others = []
     for scenario, metric, ours, values, against in rows(lines):
         unit = f", {metric.unit}" if metric.unit else ""
+        title = f"{scenario.title} | {metric.title}{unit}"
         shown = {peer: number(value * metric.scale) for peer, value in values.items()}
         for base, entry in against.items():
             if entry[2] is False:
-                falling.append(f"{scenario.name}, {metric.title}: {entry[0]:.2f} of {LABELS[base]}")
-        if scenario.base == ("m2u",):
-            own.append(
-                f"| {scenario.title} | {metric.title}{unit} | {shown.get(ours, '')} "
-                f"| {shown.get('m2u', '')} | {verdict(against.get('m2u'))} |"
+                falling.append(f"{scenario.name}, {metric.title}: {entry[0]:.2f} of {label(base)}")
+            if base not in COLUMNS:
+                others.append(
+                    f"| {title} | {label(ours)} {shown[ours]} | {label(base)} {shown[base]} "
+                    f"| {verdict(entry)} |"
+                )
+        for peer, entry in variants(lines, scenario, metric):
+            others.append(
+                f"| {title} | {label(peer)} {number(entry[0])} | m2u {shown['m2u']} "
+                f"| {verdict(entry[1])} |"
             )
-            continue
-        out.append(
-            f"| {scenario.title} | {metric.title}{unit} | {shown.get('m2u', '')} "
-            f"| {shown.get('nginx', '')} | {shown.get('haproxy', '')} "
-            f"| {verdict(against.get('nginx'))} | {verdict(against.get('haproxy'))} |"
-        )
-    if own:
+        if any(base in COLUMNS for base in scenario.base):
+            figures = " | ".join(shown.get(peer, "") for peer in ("m2u", *COLUMNS))
+            verdicts = " | ".join(verdict(against.get(base)) for base in COLUMNS)
+            out.append(f"| {title} | {figures} | {verdicts} |")
+    if others:
         out += [
             "",
-            "| m2u against itself | figure | with | without | ratio |",
+            "| scenario | figure | this | beside | ratio |",
             "| --- | --- | --- | --- | --- |",
-            *own,
+            *others,
         ]
     out += ["", "Falling rows: " + ("none." if not falling else "")]
     out += [f"- {row}" for row in falling]
@@ -134,7 +157,7 @@ def picture(lines):
     bars = [
         (f"{scenario.title}: {metric.title}", against)
         for scenario, metric, _, _, against in rows(lines)
-        if scenario.base != ("m2u",) and any(entry[1] for entry in against.values())
+        if any(base in COLUMNS and entry[1] for base, entry in against.items())
     ]
     left, scale, step = 400, 300, 34
     height = 60 + step * len(bars)
@@ -153,7 +176,7 @@ def picture(lines):
     for index, (title, against) in enumerate(bars):
         y = 38 + step * index
         out.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(title)}</text>')
-        for place, base in enumerate(("nginx", "haproxy")):
+        for place, base in enumerate(COLUMNS):
             entry = against.get(base)
             if entry is None:
                 continue

@@ -53,7 +53,11 @@ def body(name, title, way, size, variant):
     """An upload or a download of `size`: (letter, bytes)."""
     letter, length = size
     large = letter == "64m"
-    bounds = per_byte(0.70, 0.60) if variant == "plain" else per_byte(0.65, 0.60)
+    metric = per_byte(0.70, 0.60) if variant == "plain" else per_byte(0.65, 0.60)
+    rivals = ("nginx", "haproxy")
+    if variant == "plain":
+        rivals += ("haproxy-splice",)
+        metric.bounds["haproxy-splice"] = 1.0
     if way == "up":
         arguments = ["--kind", "post", "--size", length, "--path", "/upload"]
     else:
@@ -61,13 +65,15 @@ def body(name, title, way, size, variant):
     return Scenario(
         name,
         title,
-        [bounds],
-        [*arguments, "--connections", 2 if large else 4, "--devices", 10000],
+        [metric],
+        [*arguments, "--connections", 2 if large else 4],
         requests=24 if large else 1200,
         quick=4 if large else 40,
         warmup=2 if large else 40,
         variant=variant,
         bodies=True,
+        peers=("m2u", *rivals),
+        base=rivals,
     )
 
 
@@ -89,7 +95,7 @@ SCENARIOS = [
         "post512",
         "POST 512 B, keep-alive, 64 connections, plain",
         [cpu(0.72, 0.62), WARMTH],
-        [*POST, "--connections", 64, "--devices", 10000],
+        [*POST, "--connections", 64],
         requests=80000,
         quick=2000,
     ),
@@ -102,7 +108,7 @@ SCENARIOS = [
             Metric("p99.9_us", "p99.9", 1.0, "µs", {"nginx": 0.9, "haproxy": 0.9}),
             WARMTH,
         ],
-        [*POST, "--connections", 256, "--devices", 10000, "--rate", 5000],
+        [*POST, "--connections", 256, "--rate", 5000],
         requests=30000,
         quick=1500,
     ),
@@ -110,7 +116,7 @@ SCENARIOS = [
         "post512-tls",
         "POST 512 B, keep-alive, HTTPS",
         [cpu(0.65, 0.60), WARMTH],
-        [*POST, "--connections", 64, "--devices", 10000],
+        [*POST, "--connections", 64],
         requests=60000,
         quick=2000,
         variant="tls",
@@ -119,7 +125,7 @@ SCENARIOS = [
         "post512-mtls",
         "POST 512 B, keep-alive, HTTPS with client certificate",
         [cpu(0.65, 0.60), WARMTH],
-        [*POST, "--connections", 64, "--devices", 10000],
+        [*POST, "--connections", 64],
         requests=60000,
         quick=2000,
         variant="mtls",
@@ -128,7 +134,7 @@ SCENARIOS = [
         "close",
         "one request per connection, plain",
         [cpu(0.85, 0.85), WARMTH],
-        [*POST, "--connections", 64, "--devices", 10000, "--close"],
+        [*POST, "--connections", 64, "--close"],
         requests=25000,
         quick=1500,
     ),
@@ -136,7 +142,7 @@ SCENARIOS = [
         "close-tls",
         "one request per connection, HTTPS",
         [cpu(0.75, 0.75), WARMTH],
-        [*POST, "--connections", 64, "--devices", 10000, "--close"],
+        [*POST, "--connections", 64, "--close"],
         requests=25000,
         quick=1500,
         variant="tls",
@@ -146,7 +152,7 @@ SCENARIOS = [
         "16 KiB chunked POST, 64 connections, plain",
         [cpu(0.70, 0.70), WARMTH],
         ["--kind", "chunked", "--size", 16384, "--chunk", 2048, "--path", "/chunked"]
-        + ["--connections", 64, "--devices", 10000],
+        + ["--connections", 64],
         requests=25000,
         quick=1000,
         warmup=1000,
@@ -157,7 +163,7 @@ SCENARIOS = [
         "idle",
         "memory of an idle keep-alive connection",
         [Metric("bytes_per_connection", "bytes", 1.0, "B", {"nginx": 0.35, "haproxy": 1.0})],
-        [*POST, "--devices", 10000, "--active", 16],
+        [*POST, "--active", 16],
         requests=5000,
         quick=500,
         kind="idle",
@@ -178,7 +184,7 @@ SCENARIOS = [
         "million-cpu",
         "1,000,000 devices: CPU a request against 10,000",
         [Metric("cpu_us", "CPU a request", 1.0, "µs", {"m2u": 1.03})],
-        [*POST, "--connections", 2048, "--active", 64, "--stride", 479, "--devices", 10000],
+        [*POST, "--connections", 2048, "--active", 64, "--stride", 479],
         requests=80000,
         quick=4000,
         warmup=4096,
@@ -189,7 +195,7 @@ SCENARIOS = [
         "log",
         "access log on against off",
         [Metric("cpu_us", "CPU a request", 1.0, "µs", {"m2u": 1.05})],
-        [*POST, "--connections", 64, "--devices", 10000],
+        [*POST, "--connections", 64],
         requests=80000,
         quick=2000,
         peers=("m2u-log", "m2u"),
