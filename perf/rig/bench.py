@@ -15,6 +15,7 @@ from .origin import Origin
 from .peers import PEERS, Job
 from .processes import Failed
 from .table import Table, address
+from .wire import ask
 
 PEER_CORE = 1
 LOAD_CORE = 0
@@ -65,10 +66,11 @@ class Load:
 class Bench:
     """Everything that outlives one measurement."""
 
-    def __init__(self, folder, load, quick):
+    def __init__(self, folder, load, quick, once=False):
         self.folder = folder
         self.load = load
         self.quick = quick
+        self.once = once
         self.certificates = Certificates(folder)
         self.origin = Origin(folder, self.certificates, LOAD_CORE)
         self.tables = {}
@@ -98,7 +100,8 @@ class Bench:
     def arguments(self, peer, scenario):
         values = ["--target", f"127.0.0.1:{peer.port}", *scenario.arguments]
         values += ["--origin-status", f"127.0.0.1:{self.origin.status}"]
-        for pid in peer.process.pids() + self.origin.pids:
+        peer.pids = peer.process.pids()
+        for pid in peer.pids + self.origin.pids:
             values += ["--pid", pid]
         return values
 
@@ -128,8 +131,8 @@ class Bench:
             warmup = min(scenario.warmup, requests)
             arguments += ["--requests", requests, "--warmup-requests", warmup]
             attempts = []
-            for _ in range(1 if self.quick else ATTEMPTS):
-                if not self.quick:
+            for _ in range(1 if self.once else ATTEMPTS):
+                if not self.once:
                     wait_for_quiet()
                 result = self.run_load(arguments)
                 spoilt = result["foreign_cores"] > FOREIGN_MAX
@@ -143,8 +146,9 @@ class Bench:
             peer.stop()
 
     def figures(self, peer, result):
-        pids = [str(pid) for pid in peer.process.pids()]
-        spent = sum(result["cpu_ns"].get(pid, 0) for pid in pids)
+        if peer.process.pids() != peer.pids:
+            raise Failed(f"{peer.name} has changed its processes while it was measured")
+        spent = sum(result["cpu_ns"][str(pid)] for pid in peer.pids)
         requests = result["requests"]
         return {
             "cpu_us": spent / requests / 1e3,
@@ -192,7 +196,8 @@ class Bench:
             begun = time.monotonic()
             peer = self.start(name, scenario, devices)
             try:
-                self.wait_until_serving(peer, devices)
+                last = address(devices - 1)
+                peer.process.wait_until("serve", lambda: ask(peer.port, last) == 200)
                 seconds[devices] = time.monotonic() - begun
                 rss[devices] = settled(peer.process.rss_bytes)
             finally:
@@ -202,19 +207,6 @@ class Bench:
             "bytes_per_device": (rss[size] - rss[10_000]) / (size - 10_000),
         }
         return {"rss": rss, "seconds": seconds}, figures, False
-
-    @staticmethod
-    def wait_until_serving(peer, devices):
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            peer.process.check()
-            try:
-                if identity.ask(peer.port, address(devices - 1)) == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.002)
-        raise Failed(f"{peer.name} does not serve:\n{peer.process.said()}")
 
 
 def wait_for_quiet():

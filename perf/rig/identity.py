@@ -13,6 +13,7 @@ from . import table
 from .certificates import NAME
 from .peers import Job
 from .processes import Failed
+from .wire import ask, read_message
 
 FORGED = (
     "X_Talk2M_Device: forged",
@@ -24,28 +25,6 @@ FORGED = (
     "X-Forwarded-For: 9.9.9.9",
     "Connection: X_Talk2M_Account",
 )
-
-
-def read_message(stream):
-    """Head lines and body of a message with Content-Length; None at the end of the stream."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        byte = stream.recv(1)
-        if not byte:
-            return None
-        head += byte
-    lines = head.decode("latin-1").split("\r\n")[:-2]
-    length = 0
-    for line in lines[1:]:
-        if line.lower().startswith("content-length:"):
-            length = int(line.split(":")[1])
-    body = b""
-    while len(body) < length:
-        piece = stream.recv(length - len(body))
-        if not piece:
-            return None
-        body += piece
-    return lines, body
 
 
 class Recorder:
@@ -89,16 +68,6 @@ class Recorder:
 
     def close(self):
         self.listener.close()
-
-
-def ask(port, source, fields=()):
-    """Status of one request from `source`."""
-    with socket.create_connection(("127.0.0.1", port), 20, (source, 0)) as stream:
-        stream.settimeout(20)
-        lines = ["POST /in HTTP/1.1", "Host: m2u.talk2m.com", *fields, "Content-Length: 2"]
-        stream.sendall(("\r\n".join(lines) + "\r\n\r\nhi").encode())
-        message = read_message(stream)
-        return int(message[0][0].split()[1]) if message else 0
 
 
 def stamped(head):

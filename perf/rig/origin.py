@@ -4,6 +4,7 @@ Plain, over TLS, and over TLS with a client certificate demanded; one worker.
 """
 
 from .processes import Process, free_ports
+from .wire import ask
 
 SIZES = {"1m": 1 << 20, "64m": 64 << 20}
 
@@ -108,5 +109,5 @@ class Origin:
         self.process = Process(
             "origin", core, ["nginx", "-c", config, "-p", folder], folder / "origin.log"
         )
-        self.process.wait_for_port(mtls)
+        self.process.wait_until("answer", lambda: ask(plain, "127.0.0.1"))
         self.pids = self.process.pids()

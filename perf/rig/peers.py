@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .certificates import NAME
 from .processes import Process, free_ports
-from .table import ACCOUNT
+from .table import ACCOUNT, address
+from .wire import ask
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Peer:
         )
 
     def ready(self):
-        self.process.wait_for_port(self.port)
+        """Waits for any answer: a master process may listen before its worker is there."""
+        self.process.wait_until("answer", lambda: ask(self.port, address(0)))
         return self
 
     def stop(self):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Failed(Exception):
@@ -72,16 +72,18 @@ class Process:
         if self.child.poll() is not None:
             raise Failed(f"{self.name} ended with {self.child.returncode}:\n{self.said()}")
 
-    def wait_for_port(self, port):
+    def wait_until(self, what, done):
+        """Polls `done`, which may raise OSError, until it is true."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             self.check()
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                return
+                if done():
+                    return
             except OSError:
-                time.sleep(0.01)
-        raise Failed(f"{self.name} does not listen on port {port}:\n{self.said()}")
+                pass
+            time.sleep(0.002)
+        raise Failed(f"still waiting for {self.name} to {what}:\n{self.said()}")
 
     def stop(self):
         if self in Process.running:
