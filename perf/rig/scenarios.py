@@ -162,8 +162,11 @@ SCENARIOS = [
     Scenario(
         "idle",
         "memory of an idle keep-alive connection",
-        [Metric("bytes_per_connection", "bytes", 1.0, "B", {"nginx": 0.35, "haproxy": 1.0})],
-        [*POST, "--active", 16],
+        [
+            Metric("bytes_per_connection", "bytes", 1.0, "B", {"nginx": 0.35, "haproxy": 1.0}),
+            Metric("resident_mb", "resident in all, with 5,000 of them", 1.0, "MB"),
+        ],
+        POST,
         requests=5000,
         quick=500,
         kind="idle",
