@@ -183,7 +183,8 @@ async fn tick_until_drained(shard: &Rc<Shard>, control: &Control, closers: &[Acc
             Instant::now().checked_add(Duration::from_millis(limit))
         });
         let now = Instant::now();
-        if shard.connections() == 0 {
+        // A connection that still waits to be handed over is not counted yet.
+        if shard.connections() == 0 && closers.iter().all(AcceptorCloser::has_ended) {
             return;
         }
         if limit.is_some_and(|limit| now >= limit) {
@@ -228,4 +229,64 @@ fn build_runtime(tuning: &Tuning) -> io::Result<Runtime<TimeDriver<IoUringDriver
         }
     }
     Err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{SocketAddr, TcpStream},
+        sync::Arc,
+    };
+
+    use super::*;
+    use crate::{
+        config::settings::{Limits, Timeouts},
+        engine::{admission::Admission, net::listener},
+        snapshot::{Snapshot, identity::IdentityTable, publish::Publisher, route::RouteTable},
+    };
+
+    fn idle_shard(tuning: &Tuning) -> Rc<Shard> {
+        let publisher = Publisher::new(Snapshot {
+            identities: Arc::new(IdentityTable::default()),
+            routes: Arc::new(RouteTable::default()),
+            domain: "".into(),
+            allow_networks: [].into(),
+        });
+        let limits = Limits::default();
+        let admission = Admission::new(&limits);
+        let subscriber = publisher.subscribe();
+        Shard::new(
+            subscriber,
+            admission,
+            Timeouts::default(),
+            limits,
+            tuning,
+            None,
+        )
+    }
+
+    #[test]
+    fn a_drain_waits_for_connections_that_nobody_has_been_handed_yet() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (address, mut sockets) = listener::bind(any, 1).expect("loopback");
+        let _device = TcpStream::connect(address).expect("a connection");
+        let control = Control::default();
+        control.drain(Duration::from_secs(60));
+        let tuning = Tuning::default();
+        let handed_over = Rc::new(Cell::new(0));
+        let mut runtime = build_runtime(&tuning).expect("a ring");
+        runtime.block_on(async {
+            let shard = idle_shard(&tuning);
+            let (acceptor, closer) = Acceptor::new(sockets.remove(0)).expect("a listener");
+            let count = Rc::clone(&handed_over);
+            monoio::spawn(async move {
+                // As after an accept that failed for want of descriptors.
+                monoio::time::sleep(5 * TICK).await;
+                let accept = |_, _| count.set(count.get() + 1);
+                acceptor.run(accept, |error| panic!("{error}")).await;
+            });
+            tick_until_drained(&shard, &control, &[closer]).await;
+        });
+        assert_eq!(handed_over.get(), 1);
+    }
 }

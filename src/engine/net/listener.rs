@@ -137,4 +137,62 @@ impl AcceptorCloser {
             sys::shutdown(self.fd, Side::Both);
         }
     }
+
+    /// Whether the acceptor has handed over its last connection.
+    pub fn has_ended(&self) -> bool {
+        Rc::strong_count(&self.closing) == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream as Peer;
+
+    use monoio::{IoUringDriver, RuntimeBuilder};
+
+    use super::*;
+
+    /// Lets an acceptor run to its end, having closed it first; answers whom it handed over.
+    fn peers_after_close(listener: StdListener) -> Vec<SocketAddr> {
+        let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("a ring");
+        runtime.block_on(async {
+            let (acceptor, closer) = Acceptor::new(listener).expect("a listener");
+            closer.close();
+            assert!(!closer.has_ended(), "nothing has been handed over yet");
+            let mut peers = Vec::new();
+            let failed = |error: &io::Error| panic!("{error}");
+            acceptor.run(|_, peer| peers.push(peer), failed).await;
+            assert!(closer.has_ended());
+            peers
+        })
+    }
+
+    #[test]
+    fn connections_made_before_the_end_are_handed_over() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (address, mut listeners) = bind(any, 1).expect("loopback");
+        let devices: Vec<Peer> = (0..5)
+            .map(|_| Peer::connect(address).expect("a connection"))
+            .collect();
+        let mut made: Vec<_> = devices
+            .iter()
+            .map(|device| device.local_addr().expect("an address"))
+            .collect();
+        let mut peers = peers_after_close(listeners.remove(0));
+        made.sort();
+        peers.sort();
+        assert_eq!(peers, made);
+        let error = Peer::connect(address).expect_err("nobody listens");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn an_acceptor_to_which_nobody_came_ends_as_well() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (_, mut listeners) = bind(any, 1).expect("loopback");
+        assert!(peers_after_close(listeners.remove(0)).is_empty());
+    }
 }
