@@ -3,8 +3,9 @@
 //! Everything is read before anything is given up, so that all mistakes are found at once.
 
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -368,7 +369,28 @@ fn access_log_path(name: &str, folder: &Folder) -> Result<PathBuf, String> {
         Ok(_) if fs::OpenOptions::new().append(true).open(&path).is_err() => Err(format!(
             "the file \"{shown}\" may not be written by the user that m2u runs as"
         )),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("the file \"{shown}\" cannot be reached: {error}"))
+        }
+        Err(_) if !may_write(parent.unwrap_or(Path::new("."))) => Err(format!(
+            "the folder of \"{shown}\" may not be written by the user that m2u runs as"
+        )),
         _ => Ok(path),
+    }
+}
+
+/// Whether files can be made in `folder`: asked with a file that has no name, and leaves no trace.
+fn may_write(folder: &Path) -> bool {
+    let nameless = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(folder);
+    match nameless {
+        Ok(_) => true,
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+        ),
     }
 }
 
