@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use m2u::{
     config::settings::{Limits, Listen, OnFailure, Scheme, Slot, Timeouts, Tuning},
     engine::{Engine, EngineSettings},
+    observe::access_log::Log,
     snapshot::{
         Snapshot,
         identity::IdentityTable,
@@ -47,6 +48,11 @@ pub fn route(slot: Slot, address: SocketAddr, tls: Option<UpstreamTls>) -> Route
 
 /// Starts the engine for the only device, which speaks from 127.0.0.1.
 pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
+    start_logging(routes, None)
+}
+
+/// Likewise, and each exchange is logged.
+pub fn start_logging(routes: impl IntoIterator<Item = Route>, log: Option<Arc<Log>>) -> Engine {
     let mut identities = IdentityTable::default();
     let network = "127.0.0.1/32".parse().unwrap();
     identities
@@ -71,7 +77,7 @@ pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
             cores: vec![core],
             ..Tuning::default()
         },
-        log: None,
+        log,
     };
     Engine::start(settings, &publisher).unwrap()
 }

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
@@ -68,6 +68,11 @@ impl Gateway {
 
     /// Starts with flags after the configuration.
     pub fn start_with(config: &str, flags: &[&str]) -> Self {
+        Self::start_among(config, flags, &[])
+    }
+
+    /// Likewise, with variables in its environment that name files.
+    pub fn start_among(config: &str, flags: &[&str], variables: &[(&str, &Path)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m2u.toml");
         fs::write(&path, config).unwrap();
@@ -76,6 +81,7 @@ impl Gateway {
             .arg("--config")
             .arg(&path)
             .args(flags)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
