@@ -240,12 +240,67 @@ fn build_runtime(tuning: &Tuning) -> io::Result<Runtime<TimeDriver<IoUringDriver
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::{
+        net::{SocketAddr, TcpStream as StdStream},
+        sync::Arc,
+    };
 
     use monoio::net::TcpStream;
 
     use super::*;
-    use crate::limits;
+    use crate::{
+        config::settings::{Limits, Timeouts},
+        engine::{admission::Admission, net::listener},
+        limits,
+        observe::metrics::CoreMetrics,
+        snapshot::{Snapshot, identity::IdentityTable, publish::Publisher, route::RouteTable},
+    };
+
+    fn idle_shard(tuning: &Tuning) -> Rc<Shard> {
+        let publisher = Publisher::new(Snapshot {
+            identities: Arc::new(IdentityTable::default()),
+            routes: Arc::new(RouteTable::default()),
+            domain: "".into(),
+            allow_networks: [].into(),
+        });
+        let limits = Limits::default();
+        let admission = Admission::new(&limits);
+        let subscriber = publisher.subscribe();
+        Shard::new(
+            subscriber,
+            admission,
+            Arc::new(CoreMetrics::default()),
+            Timeouts::default(),
+            limits,
+            tuning,
+            None,
+        )
+    }
+
+    #[test]
+    fn a_drain_waits_for_connections_that_nobody_has_been_handed_yet() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (address, mut sockets) = listener::bind(any, 1).expect("loopback");
+        let _device = StdStream::connect(address).expect("a connection");
+        let control = Control::default();
+        control.drain(Duration::from_secs(60));
+        let tuning = Tuning::default();
+        let handed_over = Rc::new(Cell::new(0));
+        let mut runtime = build_runtime(&tuning).expect("a ring");
+        runtime.block_on(async {
+            let shard = idle_shard(&tuning);
+            let (acceptor, closer) = Acceptor::new(sockets.remove(0)).expect("a listener");
+            let count = Rc::clone(&handed_over);
+            monoio::spawn(async move {
+                // As after an accept that failed for want of descriptors.
+                monoio::time::sleep(5 * TICK).await;
+                let accept = |_, _| count.set(count.get() + 1);
+                acceptor.run(accept, |error| panic!("{error}")).await;
+            });
+            tick_until_drained(&shard, &control, &[closer]).await;
+        });
+        assert_eq!(handed_over.get(), 1);
+    }
 
     #[test]
     fn the_task_of_a_connection_is_small() {
