@@ -87,7 +87,8 @@ class Bench:
     def check(self, names):
         """Every peer does the job, or `Failed`."""
         for name in names:
-            identity.check(PEERS[name], self.table(10_000), self.certificates, self.folder, PEER_CORE)
+            devices = self.table(10_000)
+            identity.check(PEERS[name], devices, self.certificates, self.folder, PEER_CORE)
 
     def start(self, name, scenario, size=10_000):
         job = Job(
