@@ -68,7 +68,8 @@ class Tracepoints:
             events += ["-e", "io_uring:io_uring_submit_req", "--filter", f"opcode == {number}"]
         events += ["-e", "io_uring:io_uring_submit_req"]
         command = ["perf", "stat", "-x", ";", "-o", self.output, "-D", "-1"]
-        command += ["--control", f"fd:{theirs},{answers}", *events, "-t", ",".join(core_threads(pid))]
+        command += ["--control", f"fd:{theirs},{answers}", *events]
+        command += ["-t", ",".join(core_threads(pid))]
         self.child = subprocess.Popen(
             with_tracefs([str(part) for part in command]),
             pass_fds=(theirs, answers),

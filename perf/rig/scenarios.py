@@ -77,17 +77,14 @@ def body(name, title, way, size, variant):
     )
 
 
+WAYS = {"up": "upload", "down": "download"}
+VARIANTS = {"plain": ("plain", ""), "tls": ("HTTPS", "-tls")}
+
 BODIES = [
-    body(
-        f"{way}{letter}{'' if variant == 'plain' else '-tls'}",
-        f"{'upload' if way == 'up' else 'download'} {title}, {'plain' if variant == 'plain' else 'HTTPS'}",
-        way,
-        (letter, length),
-        variant,
-    )
-    for variant in ("plain", "tls")
+    body(f"{way}{letter}{ending}", f"{verb} {title}, {wire}", way, (letter, length), variant)
+    for variant, (wire, ending) in VARIANTS.items()
     for letter, length, title in (("1m", 1 << 20, "1 MiB"), ("64m", 64 << 20, "64 MiB"))
-    for way in ("up", "down")
+    for way, verb in WAYS.items()
 ]
 
 SCENARIOS = [
