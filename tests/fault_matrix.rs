@@ -10,21 +10,24 @@ mod common;
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
 };
 
 use common::{
+    PATIENCE,
     cells::{Cell, Outcome, PLAIN, Request, Side, Sighting, TLS, cells},
     certificates::{Authority, Validity, quoted},
-    device::Device,
+    device::{self, Device},
     faults::{Fault, Heard, Reply},
-    gateway::{Gateway, PREAMBLE, account},
+    gateway::{Gateway, PREAMBLE, account, acme},
     shapes::{self, EARLY_BODY_BYTES, INTERIM, Turns},
-    upstream::{Conversation, Step, Upstream},
+    upstream::{self, Conversation, Step, Upstream},
     wait_until, wire,
 };
 use rustls::{ServerConfig, ServerConnection};
@@ -567,5 +570,40 @@ fn a_handshake_that_breaks_off_anywhere_is_told() {
     wait_until("descriptors to be given back", || {
         gateway.descriptors() == descriptors
     });
+    gateway.stop();
+}
+
+#[test]
+fn a_device_that_goes_away_within_its_answer_takes_the_servers_connection_with_it() {
+    let (gone, told) = mpsc::channel::<()>();
+    let told = Mutex::new(told);
+    let (ended, seen) = mpsc::channel();
+    let upstream = Upstream::start(move |conversation| {
+        if conversation.number > 1 {
+            return upstream::echo(conversation);
+        }
+        conversation.request()?;
+        conversation.write("HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nfirst")?;
+        told.lock().unwrap().recv().map_err(io::Error::other)?;
+        conversation.write("again")?;
+        // The last third is still to come, and must never meet another request.
+        let behind = conversation.read_rest()?;
+        ended.send(behind).map_err(io::Error::other)
+    });
+    let config = format!("{PREAMBLE}{}", acme(&upstream.url()));
+    let gateway = Gateway::start_with(&config, &["--cores", "0"]);
+    let ask = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+    let mut press = Device::connect("127.0.0.7", gateway.address());
+    press.send(ask);
+    let head = wire::read_head(&mut press.stream()).unwrap().unwrap();
+    assert_eq!(head.status(), 200);
+    assert_eq!(press.receive_bytes(5), b"first");
+    assert!(press.break_off(Fault::Reset).is_none());
+    gone.send(()).unwrap();
+    let behind = seen.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(behind, b"");
+    let answer = device::ask("127.0.0.8", gateway.address(), ask);
+    assert!(answer.text().starts_with("GET / "), "{answer:?}");
+    assert_eq!(upstream.connections(), 2);
     gateway.stop();
 }

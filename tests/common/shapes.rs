@@ -49,7 +49,7 @@ pub struct Shape {
     pub large: bool,
 }
 
-pub const SHAPES: [Shape; 20] = [
+pub const SHAPES: [Shape; 21] = [
     shape("GET", "GET", Absent),
     shape("GET, chunked answer", "GET", Absent).answer(Chunked),
     shape("GET, answer until close", "GET", Absent).answer(UntilClose),
@@ -62,6 +62,9 @@ pub const SHAPES: [Shape; 20] = [
         .warm(),
     shape("100-continue", "POST", Length).turns(Turns::Expecting),
     shape("early answer", "POST", Length).turns(Turns::Early),
+    shape("early answer until close", "POST", Length)
+        .answer(UntilClose)
+        .turns(Turns::Early),
     shape("early answer, body unread", "POST", Length).turns(Turns::Heedless),
     shape("HTTP/1.0 POST, chunked answer", "POST", Length)
         .answer(Chunked)
