@@ -46,7 +46,7 @@ const SEED: u64 = 20_260_401;
 struct Stage {
     scripts: Mutex<HashMap<String, (Exchange, Cuts)>>,
     seen: Mutex<HashMap<String, Vec<Message>>>,
-    /// Connections that servers ended by their own will.
+    /// Connections that servers ended by their own will, or that the gateway must not use again.
     ended: AtomicUsize,
 }
 
@@ -62,7 +62,7 @@ impl Stage {
             let mut seen = self.seen.lock().unwrap();
             seen.entry(id).or_default().push(request);
             drop(seen);
-            if !exchange.server_persists() {
+            if !exchange.server_persists() || !exchange.leaves_no_doubt() {
                 self.ended.fetch_add(1, Ordering::SeqCst);
             }
             send(&cuts, &words, |piece| conversation.write(piece))?;
@@ -371,8 +371,8 @@ fn everything_arrives_as_it_was_sent() {
     let connections = plain.connections() + tls.connections();
     let ended = theatre.stage.ended.load(Ordering::SeqCst);
     println!(
-        "{cases} connections of devices with {} exchanges; {connections} to servers, of which the \
-         servers ended {ended}",
+        "{cases} connections of devices with {} exchanges; {connections} to servers, of which \
+         {ended} could not be used again",
         exchanges.load(Ordering::SeqCst)
     );
     // Where nobody ended a connection, it was used again.

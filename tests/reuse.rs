@@ -134,7 +134,9 @@ fn a_connection_on_which_a_body_may_have_been_left_is_not_shared() {
             assert_eq!(is_shared("", &request), shared, "{method} {body}");
         }
         let request = format!("{method} / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 0\r\n\r\n");
-        assert!(is_shared("", &request), "{method} with an empty body");
+        // The server's answer to a HEAD announces a body here, which may come after all.
+        let shared = method != "HEAD";
+        assert_eq!(is_shared("", &request), shared, "{method}, an empty body");
     }
 }
 

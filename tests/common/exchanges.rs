@@ -256,6 +256,21 @@ impl Exchange {
         let until_close = !self.is_bodiless() && matches!(self.answer.coding, Coding::UntilClose);
         self.answer.minor == 1 && !self.answer.closes && !until_close
     }
+
+    /// Whether the gateway may use the server's connection again if the server lets it: not where
+    /// a body was sent, or announced, that one of both may not have taken for one.
+    pub fn leaves_no_doubt(&self) -> bool {
+        let is_body = |coding: &Coding, body: Filler| match coding {
+            Coding::Absent | Coding::UntilClose => false,
+            Coding::Length => body.length > 0,
+            Coding::Chunked { .. } => true,
+        };
+        let bodiless = ["GET", "DELETE", "HEAD", "OPTIONS"].contains(&self.method);
+        let announces = !matches!(self.answer.status, 204 | 304)
+            && self.method == "HEAD"
+            && is_body(&self.answer.coding, self.answer.body);
+        !(announces || bodiless && is_body(&self.coding, self.body))
+    }
 }
 
 fn interim_head(interim: &(u16, bool)) -> String {
