@@ -37,9 +37,31 @@ pub const BASE_PATH_BYTES_MAX: usize = 2_048;
 /// Bytes of a rendered `Authorization` line: user name and password in base64.
 pub const LOGIN_BYTES_MAX: usize = 2_048;
 
-/// Bytes of a parked connection's buffer: enough for the head of an ordinary request.
+/// Connections of one core that are being told that they are one too many, or that their PROXY
+/// header is wrong; those beyond are closed without an answer.
+pub const REFUSALS_PER_CORE_MAX: usize = 256;
+/// Tables that the counts by address are spread over.
+pub const ADMISSION_TABLES: usize = 64;
+/// Connections that may wait to be accepted, each core and listener; the kernel caps it at
+/// `somaxconn`.
+pub const ACCEPT_QUEUE_MAX: i32 = 4_096;
+/// The shortest pause after an accept failed for want of descriptors or memory; doubles each time.
+pub const ACCEPT_PAUSE_FLOOR: Duration = Duration::from_millis(10);
+/// The longest pause after an accept failed for want of descriptors or memory.
+pub const ACCEPT_PAUSE_CEILING: Duration = Duration::from_millis(500);
+/// Files that are open beside connections: listeners, rings, pipes, logs.
+pub const FILES_BESIDE_CONNECTIONS: usize = 1_024;
+
+/// Bytes of the task that a connection is, whatever it is doing.
+pub const CONNECTION_TASK_BYTES_MAX: usize = 4_096;
+/// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
+/// or for what trickles of a body.
 pub const PARKED_BYTES: usize = 2_048;
-/// Bytes of a relay buffer if no flag says: body bytes that one receive takes at most.
+/// Bytes that one receive brings into a small buffer to count as having filled it: the rest is room
+/// for the size lines of chunks.
+pub const PARKED_FULL_BYTES: usize = PARKED_BYTES - 64;
+/// Bytes of a relay buffer if no flag says: body bytes that one receive takes at most. A direction
+/// of an exchange holds one at most, and only after a receive filled a small buffer.
 pub const RELAY_BYTES_DEFAULT: usize = 65_536;
 /// Bytes of the smallest relay buffer.
 pub const RELAY_BYTES_FLOOR: usize = 4_096;
@@ -47,6 +69,8 @@ pub const RELAY_BYTES_FLOOR: usize = 4_096;
 pub const RELAY_BYTES_CEILING: usize = 1_048_576;
 /// Spare buffers of each size that one core keeps.
 pub const SPARE_BUFFERS_MAX: usize = 256;
+/// Spare buffers of each size that one core keeps even if nothing needs them.
+pub const SPARE_BUFFERS_FLOOR: usize = 16;
 
 /// Bytes that a rewritten head may be longer than the received one: identity twice, login, host,
 /// base path, `Via`, request id, framing.
@@ -75,6 +99,10 @@ pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_TOTAL: Duration = Duration::from_secs(30);
 /// Addresses of one upstream that are tried for one request.
 pub const ADDRESSES_PER_UPSTREAM_MAX: usize = 16;
+/// How long an address at which nobody answered is tried after all others.
+pub const SILENT_ADDRESS: Duration = Duration::from_secs(60);
+/// Such addresses that one core remembers.
+pub const SILENT_ADDRESSES_MAX: usize = 256;
 /// The shortest time for which an answer of the name server is believed, whatever its TTL.
 pub const DNS_TTL_FLOOR: Duration = Duration::from_secs(5);
 /// The longest time for which an answer of the name server is believed, whatever its TTL.
@@ -96,6 +124,14 @@ pub const DNS_FIRST_ANSWERS: Duration = Duration::from_secs(5);
 pub const TLS_SESSIONS_MAX: usize = 8_192;
 /// Bytes of plaintext in one TLS record: see the allocator note in `engine::net::tls`.
 pub const TLS_RECORD_BYTES: usize = 8_192;
+/// Bytes that a record adds to its plaintext at most: header, nonce, type, tag.
+pub const TLS_RECORD_OVERHEAD_BYTES: usize = 64;
+/// Bytes of the largest record on the wire (RFC 8446 §5.2), header included: room for one receive.
+pub const TLS_WIRE_RECORD_BYTES_MAX: usize = 16_384 + 256 + 5;
+/// Bytes of a TLS buffer that an idle connection keeps: the next request allocates nothing.
+pub const TLS_PARKED_BYTES: usize = 2 * TLS_RECORD_BYTES;
+/// Bytes of handshake that one flight is given at first; grows if a chain is longer.
+pub const TLS_FLIGHT_BYTES: usize = 4_096;
 
 /// Ring entries if no flag says.
 pub const RING_ENTRIES_DEFAULT: u32 = 4_096;
@@ -136,7 +172,12 @@ const _: () = {
     assert!(HEAD_BYTES_FLOOR <= HEAD_BYTES_DEFAULT && HEAD_BYTES_DEFAULT <= HEAD_BYTES_CEILING);
     assert!(FIELDS_DEFAULT <= FIELDS_CEILING);
     assert!(PROXY_HEADER_BYTES_MAX < PARKED_BYTES);
-    assert!(PARKED_BYTES <= RELAY_BYTES_FLOOR);
+    assert!(SPARE_BUFFERS_FLOOR < SPARE_BUFFERS_MAX);
+    assert!(PARKED_FULL_BYTES < PARKED_BYTES);
+    assert!(PARKED_BYTES < RELAY_BYTES_FLOOR);
+    assert!(ACCEPT_PAUSE_FLOOR.as_millis() < ACCEPT_PAUSE_CEILING.as_millis());
+    assert!(TLS_RECORD_BYTES + TLS_RECORD_OVERHEAD_BYTES <= TLS_WIRE_RECORD_BYTES_MAX);
+    assert!(TLS_FLIGHT_BYTES <= TLS_PARKED_BYTES);
     assert!(RELAY_BYTES_FLOOR <= RELAY_BYTES_DEFAULT && RELAY_BYTES_DEFAULT <= RELAY_BYTES_CEILING);
     assert!(RING_ENTRIES_FLOOR <= RING_ENTRIES_DEFAULT);
     assert!(RING_ENTRIES_DEFAULT <= RING_ENTRIES_CEILING);

@@ -42,8 +42,6 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 /// How long past its limit a drain may take before it counts as broken.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
-/// Files that are open beside connections: listeners, rings, pipes, logs.
-const FILES_BESIDE_CONNECTIONS: u64 = 1_024;
 
 /// Why a gateway did not start, or ended in disorder.
 #[derive(Debug)]
@@ -201,6 +199,7 @@ impl Gateway {
                 wanted = signals.next() => match wanted {
                     Wanted::End => return self.finish(signals).await,
                     Wanted::Reload => self.reload(),
+                    Wanted::Counts => self.tell_counts(),
                 },
                 events = self.resolver.events() => self.learn(&events),
                 () = until(reload) => self.publish(),
@@ -211,6 +210,18 @@ impl Gateway {
                 }
             }
         }
+    }
+
+    /// Prints one line with what has been counted.
+    fn tell_counts(&self) {
+        // One of them is the list itself. There may be none left for it.
+        let descriptors = std::fs::read_dir("/proc/self/fd")
+            .map(|list| format!("descriptors={} ", list.count() - 1))
+            .unwrap_or_default();
+        say(format_args!(
+            "counts: {descriptors}{}",
+            self.engine.totals()
+        ));
     }
 
     /// Reads the configuration again. When it is refused, nothing changes.
@@ -279,6 +290,7 @@ impl Gateway {
                 wanted = signals.next() => match wanted {
                     Wanted::End => return Err(Fault::Interrupted),
                     Wanted::Reload => say(format_args!("reload refused: m2u is ending")),
+                    Wanted::Counts => self.tell_counts(),
                 },
                 _ = look.tick() => {
                     if Instant::now() > by {
@@ -345,6 +357,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: Signal,
     /// A reload was asked for while it was too early for one.
     is_reload_due: bool,
 }
@@ -355,6 +368,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
             is_reload_due: false,
         })
     }
@@ -369,8 +383,13 @@ impl Signals {
 
     /// Waits for a signal to end; keeps one to reload for later.
     async fn end(&mut self) {
-        while self.receive().await == Wanted::Reload {
-            self.is_reload_due = true;
+        loop {
+            match self.receive().await {
+                Wanted::End => return,
+                Wanted::Reload => self.is_reload_due = true,
+                // Nothing has been counted yet.
+                Wanted::Counts => {}
+            }
         }
     }
 
@@ -380,6 +399,7 @@ impl Signals {
             Some(()) = self.terminate.recv() => Wanted::End,
             Some(()) = self.interrupt.recv() => Wanted::End,
             Some(()) = self.hangup.recv() => Wanted::Reload,
+            Some(()) = self.user.recv() => Wanted::Counts,
             else => pending().await,
         }
     }
@@ -390,6 +410,7 @@ impl Signals {
 enum Wanted {
     End,
     Reload,
+    Counts,
 }
 
 fn open_log(settings: &AccessLog) -> Result<Arc<Log>, Fault> {
@@ -406,7 +427,7 @@ async fn until(reload: Option<Reload>) {
 }
 
 /// Lets this process open as many files as the system allows it; warns if that is too few.
-fn raise_file_limit(limits: &Limits) {
+fn raise_file_limit(bounds: &Limits) {
     let files = rlimit::Resource::NOFILE;
     let allowed = files.get().and_then(|(soft, hard)| {
         if soft < hard {
@@ -414,9 +435,9 @@ fn raise_file_limit(limits: &Limits) {
         }
         Ok(hard)
     });
-    let connections = limits.connections;
+    let connections = bounds.connections;
     // Each device's connection may hold one to a server.
-    let wanted = (connections as u64) * 2 + FILES_BESIDE_CONNECTIONS;
+    let wanted = (connections * 2 + limits::FILES_BESIDE_CONNECTIONS) as u64;
     match allowed {
         Ok(allowed) if allowed >= wanted => {}
         Ok(allowed) => say(format_args!(

@@ -4,15 +4,21 @@
 
 mod common;
 
-use std::fs;
+use std::{
+    fs, io,
+    sync::{Mutex, mpsc},
+    time::Duration,
+};
 
 use common::{
+    PATIENCE,
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, acme},
     upstream::Upstream,
     wait_until,
 };
 use serde_json::Value;
+use socket2::SockRef;
 
 fn gateway(upstream: &str, format: &str) -> (Gateway, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap().keep();
@@ -78,6 +84,45 @@ fn every_exchange_has_a_line_and_no_line_has_a_secret() {
     );
     assert!(of(403).get("account").is_none());
     assert_eq!(of(400)["error"], "http_request_error");
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn a_device_that_goes_away_before_its_answer_is_logged_with_an_error() {
+    let (arrived, told) = mpsc::channel();
+    let (go, wanted) = mpsc::channel::<()>();
+    let (arrived, wanted) = (Mutex::new(arrived), Mutex::new(wanted));
+    let upstream = Upstream::start(move |conversation| {
+        conversation.request()?;
+        arrived.lock().unwrap().send(()).map_err(io::Error::other)?;
+        wanted.lock().unwrap().recv().map_err(io::Error::other)?;
+        // There is nobody left to whom it could be relayed.
+        conversation.write("HTTP/1.1 103 Early Hints\r\n\r\n")?;
+        conversation.read_rest().map(|_| ())
+    });
+    let (gateway, path) = gateway(&upstream.url(), "json");
+    let mut device = Device::connect("127.0.0.7", gateway.address());
+    device.send("GET /lost HTTP/1.1\r\nHost: m2u\r\n\r\n");
+    told.recv_timeout(PATIENCE).unwrap();
+    let port = device.stream().local_addr().unwrap().port();
+    let socket = SockRef::from(device.stream());
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    drop(device);
+    let remote = format!(":{port:04X}");
+    wait_until("the gateway's end to be reset", || {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let mut remotes = table.lines().filter_map(|l| l.split_whitespace().nth(2));
+        !remotes.any(|address| address.ends_with(&remote))
+    });
+    go.send(()).unwrap();
+    wait_until("the exchange to end", || upstream.open() == 0);
+    gateway.stop();
+    let lines = lines(&path);
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    let line: Value = serde_json::from_str(&lines[0]).unwrap();
+    assert_eq!(line["path"], "/lost");
+    assert_eq!(line["error"], "http_request_error", "{line}");
+    assert_eq!(line["sent"], 0);
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
 }
 

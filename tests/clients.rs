@@ -132,6 +132,9 @@ fn curl_sends_and_receives_in_every_way_it_knows() {
     }
     let requests = upstream.requests();
     assert_eq!(requests.len(), 8);
+    // Asked for, and passed on; curl asks by itself where it finds the body long.
+    assert_eq!(requests[5].field("Expect"), Some("100-continue"));
+    assert_eq!(requests[2].field("Expect"), None);
     for request in &requests {
         assert_stamped(request, "press-07");
         assert!(

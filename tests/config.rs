@@ -434,6 +434,37 @@ fn each_mistake_alone_is_named() {
 }
 
 #[test]
+fn a_network_whose_peers_are_believed_holds_no_device() {
+    let folder = Folder::new();
+    let believed = "[\"10.9.0.0/24\"]";
+    let (line, device) = (at(believed), at("\"10.8.0.7\", \"192.168.7.0/24\""));
+    let device = device.trim_end_matches(": ");
+    for (network, theirs, place) in [
+        ("10.8.0.0/24", "10.8.0.7/32", device),
+        ("192.168.7.9", "192.168.7.0/24", device),
+        ("192.168.0.0/21", "192.168.7.0/24", device),
+        ("10.8.1.0/31", "10.8.1.1/32", "devices.csv:2"),
+        ("192.168.9.128/25", "192.168.9.0/24", "devices.csv:3"),
+    ] {
+        let ours = match network.contains('/') {
+            true => network.to_owned(),
+            false => format!("{network}/32"),
+        };
+        let expected = format!(
+            "{line}listen[1].proxy_protocol_from[0]: {ours} overlaps {theirs}, a device's address \
+             at {place}; such a device could speak as any other"
+        );
+        folder.refuses(believed, &format!("[\"{network}\"]"), &expected);
+    }
+    // A balancer that is a device by itself, for its own checks; and one beside all devices.
+    for network in ["10.8.0.7", "10.8.1.2/32", "10.8.2.0/24"] {
+        let text = EXAMPLE.replace(believed, &format!("[\"{network}\"]"));
+        let outcome = folder.check(&text, &[]);
+        assert_eq!(outcome.code, Some(0), "{network}: {}", outcome.stderr);
+    }
+}
+
+#[test]
 fn what_stands_twice_is_named_with_both_places() {
     let folder = Folder::new();
     let device =

@@ -6,9 +6,14 @@
 
 mod common;
 
-use std::{fmt::Write as _, fs};
+use std::{
+    fmt::Write as _,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    process::Command,
+};
 
-use common::folder::*;
+use common::{folder::*, servers::program};
 use rcgen::date_time_ymd;
 
 #[test]
@@ -230,6 +235,94 @@ fn the_device_list_has_its_own_lines() {
     )
     .unwrap();
     folder.refuses_text(EXAMPLE, "devices.csv:2: device: is not UTF-8 text");
+}
+
+#[test]
+fn mistakes_of_both_files_are_named_at_once() {
+    let folder = Folder::new();
+    folder.write(
+        "devices.csv",
+        "address,account,device,serial\n10.8.1.1,gamma,a,1\n10.8.0.7,acme,b,2\n\
+         10.8.1.3,beta,,3\n10.8.1,beta,c\n10.8.1.4,beta,d,4\n",
+    );
+    let mut text = EXAMPLE.to_owned();
+    for (from, to) in [
+        ("head = \"10s\"", "head = \"10\""),
+        ("path = \"access.log\"", "path = \"none/access.log\""),
+        ("slot = \"m2u3\"", "slot = \"m2u1\""),
+        ("client_key = \"gateway.key\"", "client_key = \"acme.key\""),
+        ("[\"10.9.0.0/24\"]", "[\"10.8.1.4/30\"]"),
+    ] {
+        assert_eq!(text.matches(from).count(), 1, "{from:?} is not unique");
+        text = text.replace(from, to);
+    }
+    let outcome = folder.check(&text, &[]);
+    assert_eq!((outcome.code, &*outcome.stdout), (Some(1), ""));
+    let device = at("\"10.8.0.7\", \"192.168.7.0/24\"");
+    let expected = [
+        at("[\"10.9.0.0/24\"]") + "listen[1].proxy_protocol_from[0]: 10.8.1.4/30 overlaps 10.8.1.4",
+        at("head = \"10s\"") + "timeouts.head: ",
+        at("path = \"access.log\"") + "access_log.path: ",
+        at("client_key = \"gateway.key\"") + "upstream.client_key: ",
+        at("slot = \"m2u3\"") + "account[0].server[1].slot: ",
+        "devices.csv:2: account: the account \"gamma\"".to_owned(),
+        format!(
+            "devices.csv:3: address: 10.8.0.7 already belongs to the device at {}",
+            device.trim_end_matches(": ")
+        ),
+        "devices.csv:4: device: is empty".to_owned(),
+        "devices.csv:5: has 3 columns".to_owned(),
+    ];
+    for words in &expected {
+        let count = outcome
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with(words));
+        assert_eq!(count.count(), 1, "{words}\n{}", outcome.stderr);
+    }
+    let summary = format!("\n{} problems\n", expected.len());
+    assert!(outcome.stderr.ends_with(&summary), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_log_that_could_not_be_made_is_refused() {
+    let folder = Folder::new();
+    let shut = folder.path("shut");
+    fs::create_dir(&shut).unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o555)).unwrap();
+    let text = EXAMPLE.replace("path = \"access.log\"", "path = \"shut/access.log\"");
+    folder.write("m2u.toml", &text.replace("127.0.0.2:80", "127.0.0.2:0"));
+    for subcommand in ["check", "run"] {
+        let done = without_privilege(&["--config", "m2u.toml"], subcommand)
+            .current_dir(folder.path(""))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(1), "{subcommand}: {said}");
+        let words = "access_log.path: the folder of \"shut/access.log\" may not be written";
+        assert!(said.contains(words), "{subcommand}: {said}");
+    }
+    assert_eq!(fs::read_dir(&shut).unwrap().count(), 0);
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o755)).unwrap();
+    let outcome = folder.check(&text, &[]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert_eq!(fs::read_dir(&shut).unwrap().count(), 0, "no trace is left");
+}
+
+/// m2u, with no way around the permissions of files that root would have.
+fn without_privilege(flags: &[&str], subcommand: &str) -> Command {
+    let owner = fs::metadata("/proc/self").unwrap().uid();
+    let mut command = match owner {
+        0 => {
+            let mut command = Command::new(program("setpriv"));
+            command.args(["--bounding-set", "-dac_override,-dac_read_search"]);
+            command.arg(env!("CARGO_BIN_EXE_m2u"));
+            command
+        }
+        _ => Command::new(env!("CARGO_BIN_EXE_m2u")),
+    };
+    command.arg(subcommand).args(flags);
+    command
 }
 
 #[test]

@@ -174,6 +174,29 @@ fn nothing_under_way_means_an_end_at_once() {
 }
 
 #[test]
+fn devices_that_wait_to_be_accepted_when_a_drain_begins_are_served() {
+    let upstream = Upstream::echo();
+    let gateway = gateway("2m", &upstream);
+    // Stopped, it accepts nobody; connections are made all the same, by the kernel.
+    gateway.signal("STOP");
+    let mut devices: Vec<Device> = (0..20)
+        .map(|_| {
+            let mut device = Device::connect(PRESS, gateway.address());
+            device.send(GET);
+            device
+        })
+        .collect();
+    gateway.signal("TERM");
+    gateway.signal("CONT");
+    for device in &mut devices {
+        assert_eq!(device.receive().status(), 200);
+        assert!(device.is_closed());
+    }
+    let mut gateway = gateway;
+    assert_eq!(gateway.wait().code(), Some(0));
+}
+
+#[test]
 fn what_takes_longer_than_the_limit_is_cut_off() {
     let (upstream, _go) = slow();
     let mut gateway = gateway("300ms", &upstream);

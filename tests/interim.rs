@@ -161,6 +161,26 @@ fn a_device_that_need_not_wait_for_the_100_does_not() {
 }
 
 #[test]
+fn an_expectation_that_the_server_never_hears_of_is_not_waited_for() {
+    let upstream = Upstream::echo();
+    let timeouts = "[timeouts]\nbody = \"200ms\"\n";
+    let gateway = Gateway::start(&format!("{PREAMBLE}{timeouts}{}", acme(&upstream.url())));
+    let nominated = EXPECTING.replace("Expect:", "Connection: expect\r\nExpect:");
+    let mut press = Device::connect(PRESS, gateway.address());
+    let answer = press.ask(format!("{nominated}hello"));
+    assert_eq!(answer.status(), 200);
+    let request = upstream.request();
+    assert_eq!(request.field("Expect"), None);
+    assert_eq!(request.text(), "hello");
+    // Nobody owes the device a 100: that its body does not come is its own fault.
+    let answer = press.ask(&nominated);
+    assert_eq!(answer.status(), 408);
+    assert_eq!(answer.token(), Some("http_request_timeout"));
+    assert!(press.is_closed());
+    gateway.stop();
+}
+
+#[test]
 fn a_device_that_waits_for_a_100_in_vain_is_told_whose_fault_it_is() {
     let upstream = Upstream::start(|conversation| {
         let request = conversation.head()?.expect("a request");

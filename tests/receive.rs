@@ -14,6 +14,7 @@ use std::{
 use common::{
     certificates::{Authority, Validity, quoted},
     device,
+    folder::{Folder, SECRET},
     gateway::{Gateway, PREAMBLE, command},
     wait_until,
 };
@@ -165,6 +166,34 @@ fn it_prints_one_json_object_a_line() {
     assert_eq!(line["certificate"], serde_json::Value::Null);
     assert!(!line.to_string().contains("geheim"));
     receiver.stop("INT");
+}
+
+#[test]
+fn a_key_with_a_passphrase_is_refused_with_the_remedy() {
+    let folder = Folder::new();
+    folder.openssl(&[
+        "pkcs8",
+        "-topk8",
+        "-in",
+        "acme.key",
+        "-out",
+        "locked.key",
+        "-passout",
+        &format!("pass:{SECRET}"),
+    ]);
+    let (cert, key) = (folder.path("acme.pem"), folder.path("locked.key"));
+    let done = command()
+        .args(["receive", "--listen", "127.0.0.1:0", "--cert"])
+        .arg(&cert)
+        .arg("--key")
+        .arg(&key)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    let remedy = format!("remove it: openssl pkey -in \"{}\"", key.display());
+    assert!(said.contains("is protected by a passphrase"), "{said}");
+    assert!(said.contains(&remedy), "{said}");
 }
 
 #[test]

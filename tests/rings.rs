@@ -8,7 +8,7 @@ mod common;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     process::{Child, Command, Stdio},
 };
 
@@ -119,6 +119,61 @@ fn an_older_kernel_is_asked_for_less() {
         assert_eq!(traced.0.wait().unwrap().code(), Some(0));
     }
 }
+
+#[test]
+fn each_core_has_a_ring_of_the_cheapest_kind_that_is_not_switched_off() {
+    let upstream = Upstream::echo();
+    let config = format!("{PREAMBLE}{}", acme(&upstream.url()));
+    let cores = core_affinity::get_core_ids().unwrap().len();
+    for (flags, deferred) in [(&[][..], true), (&["--defer-taskrun", "off"], false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, calls) = (folder.path().join("m2u.toml"), folder.path().join("calls"));
+        fs::write(&path, &config).unwrap();
+        let child = Command::new(program("strace"))
+            .args(["--quiet=all", "--follow-forks"])
+            .args(["--trace=io_uring_setup", "--const-print-style=raw"])
+            .arg("--output")
+            .arg(&calls)
+            .arg(env!("CARGO_BIN_EXE_m2u"))
+            .args(["run", "--config"])
+            .arg(&path)
+            .args(flags)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut traced = Traced(child);
+        let mut lines = BufReader::new(traced.0.stderr.take().unwrap()).lines();
+        let is_ready = |line: io::Result<String>| line.unwrap().starts_with("m2u: ready");
+        assert!(lines.any(is_ready), "m2u ended");
+        let kill = Command::new("kill")
+            .args(["-s", "TERM", &traced.inner()])
+            .status()
+            .unwrap();
+        assert!(kill.success());
+        lines.for_each(drop);
+        assert_eq!(traced.0.wait().unwrap().code(), Some(0));
+        let calls = fs::read_to_string(calls).unwrap();
+        let rings: Vec<_> = calls
+            .lines()
+            .filter(|line| line.contains("io_uring_setup(") && !line.contains(" = -1 "))
+            .collect();
+        assert_eq!(rings.len(), cores, "{calls}");
+        for ring in rings {
+            // strace of Debian 12 does not know them by name.
+            let digits = ring.split("{flags=").nth(1).unwrap();
+            let digits = digits.split(',').next().unwrap().trim_start_matches("0x");
+            let set = u32::from_str_radix(digits, 16).unwrap();
+            for flag in [SINGLE_ISSUER, DEFER_TASKRUN] {
+                assert_eq!(set & flag != 0, deferred, "{flag:#x}: {ring}");
+            }
+        }
+    }
+}
+
+/// Of `linux/io_uring.h`.
+const SINGLE_ISSUER: u32 = 1 << 12;
+const DEFER_TASKRUN: u32 = 1 << 13;
 
 fn first_core() -> usize {
     core_affinity::get_core_ids().unwrap()[0].id

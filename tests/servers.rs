@@ -9,6 +9,7 @@ use common::{
     device::Device,
     gateway::{Gateway, PREAMBLE},
     servers::Server,
+    upstream::Upstream,
     wire::Message,
 };
 
@@ -107,8 +108,8 @@ fn an_application_behind_nginx_sees_the_device_and_the_client_certificate() {
             account("https://ingest.acme.example/base", &with_own),
         ));
 
-        // Underscores: only where nginx lets them through. nginx folds both spellings into one
-        // variable, so with aliases beside underscores it shows both values.
+        // Underscores: only where nginx lets them through. It folds both spellings into one
+        // variable: what that shows where both come is looked at below.
         let plain = ask(&gateway, "m2u", "/a?b=c");
         has(
             &plain,
@@ -132,6 +133,70 @@ fn an_application_behind_nginx_sees_the_device_and_the_client_certificate() {
         let mut other = Device::connect("127.0.0.8", gateway.address());
         let answer = other.ask("GET / HTTP/1.1\r\nHost: m2u2\r\n\r\n");
         has(&answer, &["client=CN=m2u.talk2m.com", "login=", "uri=/"]);
+        gateway.stop();
+    }
+}
+
+#[test]
+fn no_forged_name_reaches_an_application_that_nginx_passes_everything_to() {
+    // Sees every field that nginx passes on, and none that nginx chose to show.
+    let app = Upstream::echo();
+    for underscores in [true, false] {
+        let switch = if underscores { "on" } else { "off" };
+        let server = Server::nginx(&format!(
+            "listen 127.0.0.1:PORT;\nunderscores_in_headers {switch};\n\
+             location / {{ proxy_pass http://{}; proxy_set_header X-Device \
+             $http_x_talk2m_device; }}",
+            app.address,
+        ));
+        let url = format!("http://{}", server.address);
+        let concealed = account(&url, "")
+            .replace("ref = \"acme\"", "ref = \"beta\"\nexpose_identity = false")
+            .replace("127.0.0.7", "127.0.0.8");
+        let gateway = Gateway::with(&format!("{}{concealed}", account(&url, "")));
+        for (source, [reference, name, serial]) in [
+            ("127.0.0.7", ["acme", "press-07", "1932-0069-24"]),
+            ("127.0.0.8", [""; 3]),
+        ] {
+            for (slot, aliases) in [("m2u", false), ("m2u2", true)] {
+                let mut device = Device::connect(source, gateway.address());
+                let answer = device.ask(format!(
+                    "GET / HTTP/1.1\r\nHost: {slot}\r\nX-Own: 1\r\n{FORGED}\r\n"
+                ));
+                assert_eq!(answer.status(), 200);
+                assert!(!answer.text().contains("forged"), "{}", answer.text());
+                let seen = app.requests().pop().unwrap();
+                assert_eq!(seen.all("X-Own"), ["1"]);
+                let underscored = [
+                    ("X_Talk2M_Account", reference),
+                    ("X_Talk2M_Device", name),
+                    ("X_Talk2M_SerialNumber", serial),
+                ];
+                let hyphened = [
+                    ("X-Talk2M-Account", reference),
+                    ("X-Talk2M-Device", name),
+                    ("X-Talk2M-SerialNumber", serial),
+                ];
+                // nginx passes fields with empty values on.
+                for (fields, passed) in [(underscored, underscores), (hyphened, aliases)] {
+                    for (field, value) in fields {
+                        let values: &[&str] = if passed { &[value] } else { &[] };
+                        assert_eq!(seen.all(field), values, "{}", seen.head);
+                    }
+                }
+                let count = 3 * (usize::from(underscores) + usize::from(aliases));
+                assert_eq!(seen.identity_like().len(), count, "{}", seen.head);
+                // A configuration knows both spellings by one name. Given both, nginx shows the
+                // first of them before 1.23, and both as a list since then.
+                let shown = seen.all("X-Device").concat();
+                let expected = match (underscores, aliases) {
+                    (true, true) => vec![name.to_owned(), format!("{name}, {name}")],
+                    (false, false) => vec![String::new()],
+                    _ => vec![name.to_owned()],
+                };
+                assert!(expected.contains(&shown), "{}", seen.head);
+            }
+        }
         gateway.stop();
     }
 }
@@ -188,10 +253,25 @@ const CGI_APP: &str = "#!/bin/sh\n\
 #[test]
 fn a_cgi_script_behind_apache_sees_the_device_by_the_aliases() {
     let server = Server::apache(CGI_APP);
-    let gateway = Gateway::with(&account(
+    let exposed = account(
         &format!("http://{}/cgi/app", server.address),
         "login = { username = \"acme\", password = \"secret\" }\n",
-    ));
+    );
+    let concealed = exposed
+        .replace("ref = \"acme\"", "ref = \"beta\"\nexpose_identity = false")
+        .replace("127.0.0.7", "127.0.0.8");
+    let gateway = Gateway::with(&format!("{exposed}{concealed}"));
+    let mut concealed = Device::connect("127.0.0.8", gateway.address());
+    let answer = concealed.ask(format!("GET / HTTP/1.1\r\nHost: m2u2\r\n{FORGED}\r\n"));
+    assert!(!answer.text().contains("forged"), "{}", answer.text());
+    has(
+        &answer,
+        &[
+            "HTTP_X_TALK2M_ACCOUNT=",
+            "HTTP_X_TALK2M_DEVICE=",
+            "HTTP_X_TALK2M_SERIALNUMBER=",
+        ],
+    );
     // Apache hides names with underscores from scripts: nothing is seen, and no forgery either.
     let plain = ask(&gateway, "m2u", "/x?y");
     has(

@@ -4,16 +4,17 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::{io::Write, sync::Arc};
 
 use common::{
     certificates::{Authority, Leaf, Validity, quoted},
     device,
-    gateway::{Gateway, account},
+    gateway::{Gateway, PREAMBLE, account},
     upstream::{Upstream, echo},
     wire::Message,
 };
 use rustls::ServerConfig;
+use socket2::SockRef;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 
@@ -184,6 +185,71 @@ fn both_versions_carry_bodies_of_any_size() {
         assert_eq!(upstream.connections(), 1);
         gateway.stop();
     }
+}
+
+#[test]
+fn what_came_before_a_session_broke_is_the_servers_answer() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    // A record that does not decrypt; an alert that is fatal, and in the clear.
+    let garbage = [&[23, 3, 3, 0, 40][..], &[0x5a; 40]].concat();
+    let alert = vec![21, 3, 3, 0, 2, 2, 80];
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for broken in [&garbage, &alert] {
+            let broken = broken.clone();
+            let config = versions(&leaf, None, version);
+            let upstream = Upstream::start_tls(config, move |conversation| {
+                while conversation.request()?.is_some() {
+                    // Both in one segment, so that one receive brings both.
+                    SockRef::from(conversation.socket()).set_tcp_cork(true)?;
+                    conversation.answer("complete")?;
+                    let mut socket = conversation.socket();
+                    socket.write_all(&broken)?;
+                    SockRef::from(socket).set_tcp_cork(false)?;
+                }
+                Ok(())
+            });
+            let server = format!(
+                "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
+                upstream.address,
+                quoted(&authority.pem()),
+            );
+            let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+            let mut device = device::Device::connect("127.0.0.7", gateway.address());
+            for connections in 1..=3 {
+                let answer = device.ask(GET);
+                assert_eq!((answer.status(), &*answer.text()), (200, "complete"));
+                assert_eq!(upstream.connections(), connections, "{version:?}");
+            }
+            gateway.stop();
+        }
+    }
+}
+
+#[test]
+fn a_server_without_an_authority_of_its_own_is_held_against_the_systems_roots() {
+    let (known, unknown) = (Authority::new("Known CA"), Authority::new("Unknown CA"));
+    let leaf = known.server(&["ingest.acme.example"], Validity::Current);
+    let upstream = serve(&leaf, None);
+    let server = format!(
+        "[[account.server]]\nurl = \"https://ingest.acme.example\"\naddress = [\"{}\"]\n",
+        upstream.address,
+    );
+    let config = format!(
+        "{PREAMBLE}{}",
+        account("acme", &server, &[("press-07", "127.0.0.7")])
+    );
+    for (roots, status) in [(&known, 200), (&unknown, 502)] {
+        let roots = roots.pem();
+        let gateway = Gateway::start_among(&config, &[], &[("SSL_CERT_FILE", &roots)]);
+        let answer = device::ask("127.0.0.7", gateway.address(), GET);
+        assert_eq!(answer.status(), status);
+        if status == 502 {
+            assert_eq!(answer.token(), Some("tls_certificate_error"));
+        }
+        gateway.stop();
+    }
+    assert_eq!(upstream.requests().len(), 1);
 }
 
 #[test]

@@ -175,7 +175,11 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(roots)
 }
 
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+/// The private key in a PEM file.
+///
+/// # Errors
+/// What is wrong with the file, and what to do: nobody could enter a passphrase, for one.
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = read_pem(path)?;
     let shown = path.display();
     let holds = |needle: &str| memchr::memmem::find(&pem, needle.as_bytes()).is_some();

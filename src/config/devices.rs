@@ -40,7 +40,7 @@ pub(super) struct References<'a> {
 }
 
 /// Where something was written first, by line: kept small, for there may be millions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
     Config(u32),
     List(u32),
@@ -153,6 +153,25 @@ impl Roster {
             }
         }
         Some(networks)
+    }
+
+    /// Refuses that `network`, whose peers are believed when they say who speaks, holds an address
+    /// of a device: it could speak as any other.
+    pub(super) fn check_believed(&self, network: IpNet, place: &Place, report: &mut Report) {
+        // A balancer that is named by itself in both places is meant: it speaks for its own checks.
+        let overlaps = |device: &IpNet| {
+            *device != network && (device.contains(&network) || network.contains(device))
+        };
+        let claims = self.claims.iter();
+        let first = claims.filter(|(device, _)| overlaps(device)).min();
+        if let Some((device, origin)) = first {
+            let message = format!(
+                "{network} overlaps {device}, a device's address at {}; such a device could speak \
+                 as any other: name the addresses of load balancers only",
+                self.place(*origin)
+            );
+            report.add(place, message);
+        }
     }
 
     fn place(&self, origin: Origin) -> Place {

@@ -3,8 +3,9 @@
 //! Everything is read before anything is given up, so that all mistakes are found at once.
 
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -90,7 +91,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
     let domain = root
         .entry("domain")
         .and_then(|entry| entry.parse(value::domain, report));
-    let listen = read_listen(&root, overrides, report);
+    let listeners = read_listen(&root, overrides, report);
     let defaults = read_defaults(&root, report);
     let access_log = read_access_log(&root, &folder, report);
     let mut certificates = Certificates::new(&folder);
@@ -116,11 +117,14 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
     if let Some((path, named)) = list {
         reader.read_list(&path, &named, &mut accounts, report);
     }
+    for (network, place) in &listeners.believed {
+        reader.roster.check_believed(*network, place, report);
+    }
     overrides.check_cores(report);
 
     Some(Settings {
         domain: overrides.domain.clone().or(domain),
-        listen,
+        listen: listeners.listen,
         timeouts: defaults.timeouts,
         limits: defaults.limits,
         access_log,
@@ -130,7 +134,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
     })
 }
 
-fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> Vec<Listen> {
+fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> Listeners {
     let advice = "write the addresses that devices reach: [\"10.8.0.2:80\"]";
     let entry = match overrides.listen.is_empty() {
         true => root.required("listen", advice, report),
@@ -147,12 +151,12 @@ fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> 
     }
     let mut written = Listeners::default();
     for element in elements.unwrap_or_default() {
-        if let Some((listen, place)) = read_listener(&element, report) {
+        if let Some((listen, place)) = read_listener(&element, &mut written.believed, report) {
             written.add(listen, place, report);
         }
     }
     if overrides.listen.is_empty() {
-        return written.listen;
+        return written;
     }
     let mut replaced = Listeners::default();
     for address in &overrides.listen {
@@ -163,7 +167,7 @@ fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> 
         };
         replaced.add(listen, Place::flag("--listen"), report);
     }
-    replaced.listen
+    replaced
 }
 
 /// Listeners so far; each address once.
@@ -171,6 +175,8 @@ fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> 
 struct Listeners {
     listen: Vec<Listen>,
     places: HashMap<SocketAddr, Place>,
+    /// Networks whose peers say by the PROXY protocol who speaks.
+    believed: Vec<(IpNet, Place)>,
 }
 
 impl Listeners {
@@ -187,7 +193,11 @@ impl Listeners {
     }
 }
 
-fn read_listener(element: &Entry<'_>, report: &mut Report) -> Option<(Listen, Place)> {
+fn read_listener(
+    element: &Entry<'_>,
+    believed: &mut Vec<(IpNet, Place)>,
+    report: &mut Report,
+) -> Option<(Listen, Place)> {
     if !element.is_table() {
         let address = element.parse(value::listen_address, report)?;
         let listen = Listen {
@@ -209,30 +219,33 @@ fn read_listener(element: &Entry<'_>, report: &mut Report) -> Option<(Listen, Pl
     };
     let peers = table
         .entry("proxy_protocol_from")
-        .map(|entry| read_networks(&entry, report));
+        .map(|entry| read_networks(&entry, report))
+        .unwrap_or_default();
     let listen = Listen {
         address: address?,
         slot: slot?,
-        proxy_protocol_from: peers.unwrap_or_default(),
+        proxy_protocol_from: peers.iter().map(|(network, _)| *network).collect(),
     };
+    believed.extend(peers);
     Some((listen, place))
 }
 
-fn read_networks(entry: &Entry<'_>, report: &mut Report) -> Vec<IpNet> {
+/// Networks, each with the place where it is written.
+fn read_networks(entry: &Entry<'_>, report: &mut Report) -> Vec<(IpNet, Place)> {
     let what = "networks: [\"10.9.0.0/24\"]";
     let elements = entry.elements(what, report).unwrap_or_default();
-    let mut networks = Vec::with_capacity(elements.len());
+    let mut networks: Vec<(IpNet, Place)> = Vec::with_capacity(elements.len());
     for element in elements {
         let Some(network) = element.parse(value::network, report) else {
             continue;
         };
-        if networks.contains(&network) {
+        if networks.iter().any(|(known, _)| *known == network) {
             report.add(
                 &element.place,
                 format!("{network} stands here twice; leave one out"),
             );
         }
-        networks.push(network);
+        networks.push((network, element.place));
     }
     networks
 }
@@ -356,7 +369,28 @@ fn access_log_path(name: &str, folder: &Folder) -> Result<PathBuf, String> {
         Ok(_) if fs::OpenOptions::new().append(true).open(&path).is_err() => Err(format!(
             "the file \"{shown}\" may not be written by the user that m2u runs as"
         )),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("the file \"{shown}\" cannot be reached: {error}"))
+        }
+        Err(_) if !may_write(parent.unwrap_or(Path::new("."))) => Err(format!(
+            "the folder of \"{shown}\" may not be written by the user that m2u runs as"
+        )),
         _ => Ok(path),
+    }
+}
+
+/// Whether files can be made in `folder`: asked with a file that has no name, and leaves no trace.
+fn may_write(folder: &Path) -> bool {
+    let nameless = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(folder);
+    match nameless {
+        Ok(_) => true,
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+        ),
     }
 }
 
@@ -375,7 +409,8 @@ fn read_upstream(
         .entry("allow_networks")
         .map(|entry| read_networks(&entry, report));
     let certificate = read_client_certificate(&table, certificates, report);
-    (networks.unwrap_or_default(), certificate)
+    let networks = networks.unwrap_or_default().into_iter();
+    (networks.map(|(network, _)| network).collect(), certificate)
 }
 
 /// The pair of `client_certificate` and `client_key`, if `table` has it.

@@ -18,5 +18,6 @@ mod server_url;
 pub mod settings;
 mod value;
 
+pub use certificates::read_key;
 pub use gateway::load;
 pub use value::identity_value;

@@ -14,9 +14,7 @@ use std::{
 
 use hashbrown::{DefaultHashBuilder, HashMap};
 
-use crate::config::settings::Limits;
-
-const TABLES: usize = 64;
+use crate::{config::settings::Limits, limits::ADMISSION_TABLES};
 
 /// The counts of open connections.
 #[derive(Debug)]
@@ -25,14 +23,14 @@ pub struct Admission {
     open_max: usize,
     per_address_max: usize,
     hasher: DefaultHashBuilder,
-    tables: [Mutex<HashMap<IpAddr, usize>>; TABLES],
+    tables: [Mutex<HashMap<IpAddr, usize>>; ADMISSION_TABLES],
 }
 
 /// A counted connection; given back when dropped.
 #[derive(Debug)]
 pub struct Admitted {
     admission: Arc<Admission>,
-    address: IpAddr,
+    address: Option<IpAddr>,
 }
 
 impl Admission {
@@ -47,23 +45,15 @@ impl Admission {
         })
     }
 
-    /// Counts one more connection of `address`, or `None` if that would be too many: 429.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+    /// Counts one more connection, or `None` if that would be too many: 429.
+    pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
         let admitted = |open| (open < self.open_max).then_some(open + 1);
         self.open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, admitted)
             .ok()?;
-        let mut table = self.table(address);
-        let count = table.entry(address).or_insert(0);
-        if *count >= self.per_address_max {
-            drop(table);
-            self.open.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
-        *count += 1;
         Some(Admitted {
             admission: Arc::clone(self),
-            address,
+            address: None,
         })
     }
 
@@ -73,7 +63,7 @@ impl Admission {
     }
 
     fn table(&self, address: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        let index = self.hasher.hash_one(address) as usize % TABLES;
+        let index = self.hasher.hash_one(address) as usize % ADMISSION_TABLES;
         // Nothing between lock and unlock can panic half-way through a change.
         self.tables[index]
             .lock()
@@ -81,16 +71,33 @@ impl Admission {
     }
 }
 
+impl Admitted {
+    /// Counts the connection as one of `address`, once; false if that would be too many: 429.
+    pub fn charge(&mut self, address: IpAddr) -> bool {
+        debug_assert!(self.address.is_none(), "charged once");
+        let mut table = self.admission.table(address);
+        let count = table.entry(address).or_insert(0);
+        if *count >= self.admission.per_address_max {
+            return false;
+        }
+        *count += 1;
+        drop(table);
+        self.address = Some(address);
+        true
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut table = self.admission.table(self.address);
-        if let Some(count) = table.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                table.remove(&self.address);
+        if let Some(address) = self.address {
+            let mut table = self.admission.table(address);
+            if let Some(count) = table.get_mut(&address) {
+                *count -= 1;
+                if *count == 0 {
+                    table.remove(&address);
+                }
             }
         }
-        drop(table);
         self.admission.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -107,16 +114,21 @@ mod tests {
         })
     }
 
+    fn admit(admission: &Arc<Admission>, address: IpAddr) -> Option<Admitted> {
+        let mut admitted = admission.admit()?;
+        admitted.charge(address).then_some(admitted)
+    }
+
     #[test]
     fn an_address_gets_its_share_and_no_more() {
         let admission = admission(10, 2);
         let (one, other) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
-        let held = [admission.admit(one), admission.admit(one)];
+        let held = [admit(&admission, one), admit(&admission, one)];
         assert!(held.iter().all(Option::is_some));
-        assert!(admission.admit(one).is_none());
-        assert!(admission.admit(other).is_some());
+        assert!(admit(&admission, one).is_none());
+        assert!(admit(&admission, other).is_some());
         drop(held);
-        assert!(admission.admit(one).is_some());
+        assert!(admit(&admission, one).is_some());
         assert_eq!(admission.open(), 0);
         assert!(
             admission
@@ -130,7 +142,7 @@ mod tests {
     fn all_addresses_together_are_bounded() {
         let admission = admission(2, 2);
         let held: Vec<_> = (1..=3)
-            .map(|n| admission.admit([127, 0, 0, n].into()))
+            .map(|n| admit(&admission, [127, 0, 0, n].into()))
             .collect();
         assert_eq!(held.iter().filter(|held| held.is_some()).count(), 2);
     }

@@ -24,12 +24,15 @@ use core_affinity::CoreId;
 
 use crate::{
     config::settings::{Limits, Listen, Slot, Timeouts, Tuning},
-    observe::access_log::Log,
+    observe::{
+        access_log::Log,
+        metrics::{CoreMetrics, Totals},
+    },
     snapshot::publish::Publisher,
 };
 use admission::Admission;
 use net::listener;
-use proxy::connection::Entrance;
+use proxy::{connection::Entrance, failure::Failure};
 use shard::Shard;
 use worker::{Control, Door};
 
@@ -55,6 +58,7 @@ pub struct Engine {
     addresses: Vec<(SocketAddr, Slot)>,
     cores: Vec<usize>,
     workers: Vec<JoinHandle<()>>,
+    metrics: Vec<Arc<CoreMetrics>>,
 }
 
 /// Why the engine did not start; nothing of it is left running.
@@ -90,11 +94,13 @@ impl Engine {
             addresses,
             cores: cores.iter().map(|core| core.id).collect(),
             workers: Vec::with_capacity(cores.len()),
+            metrics: Vec::with_capacity(cores.len()),
         };
         for (core, doors) in cores.into_iter().zip(doors) {
-            let worker = worker(
-                core, &settings, &control, &admission, publisher, doors, &ready,
-            );
+            let metrics = Arc::new(CoreMetrics::default());
+            engine.metrics.push(Arc::clone(&metrics));
+            let bounds = (Arc::clone(&admission), metrics);
+            let worker = worker(core, &settings, &control, bounds, publisher, doors, &ready);
             match worker {
                 Ok(worker) => engine.workers.push(worker),
                 Err(error) => return Err(engine.give_up(StartError::Thread(error))),
@@ -122,6 +128,12 @@ impl Engine {
     /// Numbers of the cores that serve.
     pub fn cores(&self) -> &[usize] {
         &self.cores
+    }
+
+    /// What all cores have counted so far.
+    pub fn totals(&self) -> Totals {
+        let cores = self.metrics.iter().map(Arc::as_ref);
+        Totals::sum(cores, &Failure::ALL.map(Failure::name))
     }
 
     /// Tells the workers to stop accepting and to finish what is under way within `limit`.
@@ -172,7 +184,7 @@ fn worker(
     core: CoreId,
     settings: &EngineSettings,
     control: &Arc<Control>,
-    admission: &Arc<Admission>,
+    (admission, metrics): (Arc<Admission>, Arc<CoreMetrics>),
     publisher: &Publisher,
     doors: Vec<Door>,
     ready: &mpsc::Sender<io::Result<()>>,
@@ -186,13 +198,17 @@ fn worker(
     } = settings;
     let (timeouts, limits, tuning) = (*timeouts, *limits, tuning.clone());
     let log = log.as_deref().and_then(Log::core);
-    let (admission, subscriber) = (Arc::clone(admission), publisher.subscribe());
+    let subscriber = publisher.subscribe();
     let (ready, control) = (ready.clone(), Arc::clone(control));
     control.running.fetch_add(1, Ordering::AcqRel);
     let body = {
         let control = Arc::clone(&control);
         move || {
-            let build_shard = || Shard::new(subscriber, admission, timeouts, limits, &tuning, log);
+            let build_shard = || {
+                Shard::new(
+                    subscriber, admission, metrics, timeouts, limits, &tuning, log,
+                )
+            };
             worker::run(core, &tuning, &control, doors, build_shard, &ready);
         }
     };

@@ -1,6 +1,7 @@
 //! What one core owns: its view of the snapshot, its connections, its buffers, its counters.
 //!
-//! Shared with nobody: no lock and no atomic on a request's way, but for the connection limits.
+//! Shared with nobody: no lock on a request's way, and no atomic that another core writes to, but for
+//! the connection limits.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,7 +16,10 @@ use super::{
 use crate::{
     config::settings::{Limits, Timeouts, Tuning},
     limits,
-    observe::access_log::{CoreLog, Entry},
+    observe::{
+        access_log::{CoreLog, Entry},
+        metrics::{CoreMetrics, Ending},
+    },
     snapshot::{Snapshot, publish::Subscriber},
 };
 
@@ -34,12 +38,15 @@ pub struct Shard {
     pub limits: Limits,
     /// Who may have how many connections, over all cores.
     pub admission: Arc<Admission>,
+    /// What is counted.
+    pub metrics: Arc<CoreMetrics>,
     is_logging: bool,
     log: RefCell<Option<CoreLog>>,
     snapshots: RefCell<Snapshots>,
     request_ids: RequestIds,
     draining: Cell<bool>,
     connections: Cell<usize>,
+    refusals: Cell<usize>,
 }
 
 /// A counted reference that never leaves the core, so that requests of several cores don't write
@@ -59,6 +66,7 @@ impl Shard {
     pub fn new(
         mut subscriber: Subscriber,
         admission: Arc<Admission>,
+        metrics: Arc<CoreMetrics>,
         timeouts: Timeouts,
         limits: Limits,
         tuning: &Tuning,
@@ -73,12 +81,14 @@ impl Shard {
             timeouts,
             limits,
             admission,
+            metrics,
             is_logging: log.is_some(),
             log: RefCell::new(log),
             snapshots: RefCell::new(Snapshots { subscriber, newest }),
             request_ids: RequestIds::new(),
             draining: Cell::new(false),
             connections: Cell::new(0),
+            refusals: Cell::new(0),
         })
     }
 
@@ -88,10 +98,6 @@ impl Shard {
         let Snapshots { subscriber, newest } = &mut *self.snapshots.borrow_mut();
         let published = subscriber.load();
         if !Arc::ptr_eq(published, newest) {
-            // A connection to an address that is refused from now on must not be used again.
-            if published.allow_networks != newest.allow_networks {
-                self.pools.clear();
-            }
             *newest = Rc::new(Arc::clone(published));
         }
         Rc::clone(newest)
@@ -119,9 +125,13 @@ impl Shard {
     pub fn sweep(&self) {
         self.deadlines.sweep();
         self.pools.sweep();
+        self.buffers.sweep();
         if let Some(log) = &mut *self.log.borrow_mut() {
             log.flush();
         }
+        self.metrics.open.set(self.connections.get() as u64);
+        self.metrics.refusing.set(self.refusals.get() as u64);
+        self.metrics.pooled.set(self.pools.len() as u64);
         // Lets go of a snapshot that was replaced while no request came.
         drop(self.snapshot());
     }
@@ -152,34 +162,107 @@ impl Shard {
     /// Counts one connection until the guard is dropped.
     pub fn count_connection(self: &Rc<Self>) -> Counted {
         self.connections.set(self.connections.get() + 1);
-        Counted(Rc::clone(self))
+        self.metrics.accepted.add();
+        Counted {
+            shard: Rc::clone(self),
+            ending: Ending::Fault,
+        }
+    }
+
+    /// A place among the connections that are told why they are not served; `None` if all are taken.
+    pub fn begin_refusal(&self) -> Option<Refusing<'_>> {
+        let refusals = self.refusals.get();
+        (refusals < limits::REFUSALS_PER_CORE_MAX).then(|| {
+            self.refusals.set(refusals + 1);
+            Refusing(self)
+        })
     }
 }
 
 /// A connection that counts.
 #[derive(Debug)]
-pub struct Counted(Rc<Shard>);
+pub struct Counted {
+    shard: Rc<Shard>,
+    ending: Ending,
+}
+
+impl Counted {
+    /// Says why it ended; without that it was a fault.
+    pub fn end(mut self, ending: Ending) {
+        self.ending = ending;
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
+        let shard = &self.shard;
+        shard.metrics.count_end(self.ending);
+        shard.connections.set(shard.connections.get() - 1);
+    }
+}
+
+/// A connection that is being refused; its place is given back when this is dropped.
+#[derive(Debug)]
+pub struct Refusing<'s>(&'s Shard);
+
+impl Drop for Refusing<'_> {
+    fn drop(&mut self) {
+        self.0.refusals.set(self.0.refusals.get() - 1);
     }
 }
 
 /// Spare buffers of two sizes: one to park a silent connection on, one to move bodies with.
 #[derive(Debug)]
 pub struct Buffers {
-    parked: RefCell<Vec<Vec<u8>>>,
-    relay: RefCell<Vec<Vec<u8>>>,
+    parked: RefCell<Spares>,
+    relay: RefCell<Spares>,
     relay_bytes: usize,
     relay_capacity: usize,
+}
+
+/// Spare buffers of one size.
+#[derive(Debug)]
+struct Spares {
+    buffers: Vec<Vec<u8>>,
+    /// How many of them nothing has needed since the last sweep.
+    unused: usize,
+}
+
+impl Spares {
+    fn new() -> Self {
+        Self {
+            buffers: Vec::with_capacity(limits::SPARE_BUFFERS_MAX),
+            unused: 0,
+        }
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop();
+        self.unused = self.unused.min(self.buffers.len());
+        buffer
+    }
+
+    fn put(&mut self, mut buffer: Vec<u8>) {
+        if self.buffers.len() < limits::SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Frees some of those that nothing needs; after a flood, all but a few within seconds.
+    fn sweep(&mut self) {
+        let excess = self.unused.saturating_sub(limits::SPARE_BUFFERS_FLOOR);
+        let kept = self.buffers.len() - excess.div_ceil(16);
+        self.buffers.truncate(kept);
+        self.unused = kept;
+    }
 }
 
 impl Buffers {
     fn new(relay_bytes: usize, head_bytes: usize) -> Self {
         Self {
-            parked: RefCell::new(Vec::with_capacity(limits::SPARE_BUFFERS_MAX)),
-            relay: RefCell::new(Vec::with_capacity(limits::SPARE_BUFFERS_MAX)),
+            parked: RefCell::new(Spares::new()),
+            relay: RefCell::new(Spares::new()),
             relay_bytes,
             relay_capacity: relay_bytes.max(head_bytes) + limits::HEAD_GROWTH_BYTES_MAX,
         }
@@ -192,28 +275,60 @@ impl Buffers {
 
     /// An empty buffer for a connection that waits for a request.
     pub fn take_parked(&self) -> Vec<u8> {
-        let spare = self.parked.borrow_mut().pop();
+        let spare = self.parked.borrow_mut().take();
         spare.unwrap_or_else(|| Vec::with_capacity(limits::PARKED_BYTES))
     }
 
     /// An empty buffer with room for a rewritten head, or for a piece of a body.
     pub fn take_relay(&self) -> Vec<u8> {
-        let spare = self.relay.borrow_mut().pop();
+        let spare = self.relay.borrow_mut().take();
         spare.unwrap_or_else(|| Vec::with_capacity(self.relay_capacity))
     }
 
+    /// An empty buffer in place of `buffer`, for the next receive of a connection of which the last
+    /// one brought `received` bytes: small until a small one was filled, so that whoever trickles
+    /// holds little; at most one receive more for a whole body.
+    pub fn refit(&self, mut buffer: Vec<u8>, received: usize) -> Vec<u8> {
+        let is_brisk = received >= limits::PARKED_FULL_BYTES;
+        let capacity = if is_brisk {
+            self.relay_capacity
+        } else {
+            limits::PARKED_BYTES
+        };
+        if buffer.capacity() == capacity {
+            buffer.clear();
+            return buffer;
+        }
+        self.put(buffer);
+        if is_brisk {
+            self.take_relay()
+        } else {
+            self.take_parked()
+        }
+    }
+
+    /// A buffer with more room for what is in `buffer`, which is full.
+    pub fn enlarge(&self, buffer: Vec<u8>) -> Vec<u8> {
+        let mut larger = self.take_relay();
+        larger.extend_from_slice(&buffer);
+        self.put(buffer);
+        larger
+    }
+
     /// Takes a buffer of either size back; whichever grew or is one too many is freed.
-    pub fn put(&self, mut buffer: Vec<u8>) {
+    pub fn put(&self, buffer: Vec<u8>) {
         let spares = match buffer.capacity() {
             limits::PARKED_BYTES => &self.parked,
             capacity if capacity == self.relay_capacity => &self.relay,
             _ => return,
         };
-        let mut spares = spares.borrow_mut();
-        if spares.len() < limits::SPARE_BUFFERS_MAX {
-            buffer.clear();
-            spares.push(buffer);
-        }
+        spares.borrow_mut().put(buffer);
+    }
+
+    /// Frees what nothing needs any more; called every tick.
+    fn sweep(&self) {
+        self.parked.borrow_mut().sweep();
+        self.relay.borrow_mut().sweep();
     }
 }
 
@@ -275,6 +390,45 @@ mod tests {
         buffers.put(Vec::with_capacity(77));
         let again = buffers.take_relay();
         assert_eq!((again.as_ptr(), again.len()), (address, 0));
-        assert!(buffers.relay.borrow().is_empty() && buffers.parked.borrow().is_empty());
+        assert!(
+            buffers.relay.borrow().buffers.is_empty() && buffers.parked.borrow().buffers.is_empty()
+        );
+    }
+
+    #[test]
+    fn a_buffer_is_large_only_after_a_small_one_was_filled() {
+        let buffers = Buffers::new(65_536, 16_384);
+        let capacity = |received| buffers.refit(Vec::new(), received).capacity();
+        assert_eq!(capacity(0), limits::PARKED_BYTES);
+        assert_eq!(
+            capacity(limits::PARKED_FULL_BYTES - 1),
+            limits::PARKED_BYTES
+        );
+        assert!(capacity(limits::PARKED_FULL_BYTES) > 65_536);
+        let small = buffers.refit(buffers.take_relay(), 1);
+        assert_eq!(small.capacity(), limits::PARKED_BYTES);
+        assert_eq!(buffers.relay.borrow().buffers.len(), 1);
+        let full = vec![b'x'; limits::PARKED_BYTES];
+        assert_eq!(buffers.enlarge(full.clone()), full);
+        assert!(buffers.relay.borrow().buffers.is_empty());
+    }
+
+    #[test]
+    fn spare_buffers_are_bounded_and_go_when_nothing_needs_them() {
+        let buffers = Buffers::new(65_536, 16_384);
+        let taken: Vec<_> = (0..2 * limits::SPARE_BUFFERS_MAX)
+            .map(|_| buffers.take_parked())
+            .collect();
+        taken.into_iter().for_each(|buffer| buffers.put(buffer));
+        let spares = || buffers.parked.borrow().buffers.len();
+        assert_eq!(spares(), limits::SPARE_BUFFERS_MAX);
+        buffers.sweep();
+        assert_eq!(
+            spares(),
+            limits::SPARE_BUFFERS_MAX,
+            "they were needed just now"
+        );
+        (0..200).for_each(|_| buffers.sweep());
+        assert_eq!(spares(), limits::SPARE_BUFFERS_FLOOR);
     }
 }

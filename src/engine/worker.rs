@@ -129,12 +129,15 @@ fn open(
             let (shard, entrance) = (Rc::clone(&shard), Rc::clone(&entrance));
             let counted = shard.count_connection();
             monoio::spawn(async move {
-                let _counted = counted;
-                contain(connection::serve(&shard, &entrance, socket, peer)).await;
+                let serve = || connection::serve(&shard, &entrance, socket, peer);
+                if let Some(ending) = contain(serve).await {
+                    counted.end(ending);
+                }
             });
         };
         let warned = Cell::new(None::<Instant>);
         let failed = |error: &io::Error| {
+            shard.metrics.accept_failed.add();
             // Once a second at most: running out of descriptors must not fill a disk as well.
             if warned
                 .get()
@@ -149,21 +152,25 @@ fn open(
     Ok(closer)
 }
 
-/// Lets `connection` run; a panic in it ends it alone.
-async fn contain(connection: impl Future<Output = ()>) {
-    let mut connection = pin!(connection);
-    let panicked = std::future::poll_fn(|context| {
+/// Lets the connection that `serve` begins run; a panic in it ends it alone, and leaves `None`.
+///
+/// Takes the beginning, not the future: an argument that is pinned has two places in the task, and
+/// this one is nearly all of what an idle connection costs.
+async fn contain<C: Future>(serve: impl FnOnce() -> C) -> Option<C::Output> {
+    let mut connection = pin!(serve());
+    let ended = std::future::poll_fn(|context| {
         let step = catch_unwind(AssertUnwindSafe(|| connection.as_mut().poll(context)));
         match step {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => Poll::Ready(false),
-            Err(_) => Poll::Ready(true),
+            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
+            Err(_) => Poll::Ready(None),
         }
     })
     .await;
-    if panicked {
+    if ended.is_none() {
         eprintln!("m2u: error: a connection was ended by a fault in m2u; the others go on");
     }
+    ended
 }
 
 /// Sweeps every tick; once told to drain, ends when nothing is under way or the limit has passed.
@@ -183,7 +190,8 @@ async fn tick_until_drained(shard: &Rc<Shard>, control: &Control, closers: &[Acc
             Instant::now().checked_add(Duration::from_millis(limit))
         });
         let now = Instant::now();
-        if shard.connections() == 0 {
+        // A connection that still waits to be handed over is not counted yet.
+        if shard.connections() == 0 && closers.iter().all(AcceptorCloser::has_ended) {
             return;
         }
         if limit.is_some_and(|limit| now >= limit) {
@@ -228,4 +236,28 @@ fn build_runtime(tuning: &Tuning) -> io::Result<Runtime<TimeDriver<IoUringDriver
         }
     }
     Err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use monoio::net::TcpStream;
+
+    use super::*;
+    use crate::limits;
+
+    #[test]
+    fn the_task_of_a_connection_is_small() {
+        fn size_of_task<C>(
+            _: fn(&'static Rc<Shard>, &'static Entrance, TcpStream, SocketAddr) -> C,
+        ) -> usize {
+            size_of::<C>()
+        }
+        let bytes = size_of_task(|shard, entrance, socket, peer| {
+            contain(move || connection::serve(shard, entrance, socket, peer))
+        });
+        println!("{bytes} bytes");
+        assert!(bytes <= limits::CONNECTION_TASK_BYTES_MAX, "{bytes} bytes");
+    }
 }

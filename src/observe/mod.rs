@@ -1,3 +1,4 @@
 //! What the gateway tells about itself, written by the cores and read by the control plane.
 
 pub mod access_log;
+pub mod metrics;

@@ -1,7 +1,7 @@
 //! A scripted device: raw bytes from a chosen loopback address.
 
 use std::{
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
@@ -74,6 +74,13 @@ impl Device {
     pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
         self.send(request);
         self.receive()
+    }
+
+    /// What comes next, in the pieces in which it comes; nothing at the end of the connection.
+    pub fn receive_piece(&mut self) -> io::Result<Vec<u8>> {
+        let piece = self.stream.fill_buf()?.to_vec();
+        self.stream.consume(piece.len());
+        Ok(piece)
     }
 
     /// Exactly so many bytes.

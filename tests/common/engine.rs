@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use m2u::{
     config::settings::{Limits, Listen, OnFailure, Scheme, Slot, Timeouts, Tuning},
     engine::{Engine, EngineSettings},
+    observe::access_log::Log,
     snapshot::{
         Snapshot,
         identity::IdentityTable,
@@ -47,8 +48,28 @@ pub fn route(slot: Slot, address: SocketAddr, tls: Option<UpstreamTls>) -> Route
 
 /// Starts the engine for the only device, which speaks from 127.0.0.1.
 pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
+    start_on(0, "127.0.0.1/32", routes)
+}
+
+/// Likewise, and each exchange is logged.
+pub fn start_logging(routes: impl IntoIterator<Item = Route>, log: Option<Arc<Log>>) -> Engine {
+    start_whole(0, "127.0.0.1/32", routes, log)
+}
+
+/// Starts the engine on the core at `position`, modulo the cores there are, for the only device,
+/// which speaks from `network`.
+pub fn start_on(position: usize, network: &str, routes: impl IntoIterator<Item = Route>) -> Engine {
+    start_whole(position, network, routes, None)
+}
+
+fn start_whole(
+    position: usize,
+    network: &str,
+    routes: impl IntoIterator<Item = Route>,
+    log: Option<Arc<Log>>,
+) -> Engine {
     let mut identities = IdentityTable::default();
-    let network = "127.0.0.1/32".parse().unwrap();
+    let network = network.parse().unwrap();
     identities
         .insert(network, AccountId(0), "press-07", "1932-0069-24")
         .unwrap();
@@ -58,7 +79,8 @@ pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
         domain: "talk2m.com".into(),
         allow_networks: ["127.0.0.0/8".parse().unwrap()].into(),
     });
-    let core = core_affinity::get_core_ids().unwrap()[0].id;
+    let cores = core_affinity::get_core_ids().unwrap();
+    let core = cores[position % cores.len()].id;
     let settings = EngineSettings {
         listen: vec![Listen {
             address: "127.0.0.1:0".parse().unwrap(),
@@ -71,7 +93,7 @@ pub fn start(routes: impl IntoIterator<Item = Route>) -> Engine {
             cores: vec![core],
             ..Tuning::default()
         },
-        log: None,
+        log,
     };
     Engine::start(settings, &publisher).unwrap()
 }

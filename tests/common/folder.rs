@@ -1,6 +1,11 @@
 //! The specification's example configuration in a folder, with every file that it names.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use m2u::config::{self, flags::Overrides, settings::Settings};
 use rcgen::{CertificateParams, KeyPair};
@@ -132,17 +137,56 @@ impl Folder {
     }
 
     pub fn check(&self, configuration: &str, flags: &[&str]) -> Outcome {
+        self.end_of(self.command("check", configuration).args(flags))
+    }
+
+    /// Runs a gateway until it is ready, then ends it; or to its own end.
+    pub fn run(&self, configuration: &str, flags: &[&str]) -> Outcome {
+        self.end_of(self.command("run", configuration).args(flags))
+    }
+
+    /// A subcommand on a system that has no roots of its own.
+    pub fn without_roots(&self, subcommand: &str, configuration: &str) -> Outcome {
+        let mut command = self.command(subcommand, configuration);
+        let none = self.path("none");
+        self.end_of(
+            command
+                .env("SSL_CERT_FILE", &none)
+                .env("SSL_CERT_DIR", &none),
+        )
+    }
+
+    fn command(&self, subcommand: &str, configuration: &str) -> Command {
         self.write("m2u.toml", configuration);
-        let done = Command::new(env!("CARGO_BIN_EXE_m2u"))
-            .arg("check")
-            .args(flags)
-            .current_dir(self.dir.path())
-            .output()
+        let mut command = Command::new(env!("CARGO_BIN_EXE_m2u"));
+        command.arg(subcommand).current_dir(self.dir.path());
+        command
+    }
+
+    /// Lets a subcommand run to its end, which a gateway meets as soon as it is ready.
+    fn end_of(&self, command: &mut Command) -> Outcome {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .unwrap();
+        let mut stderr = String::new();
+        for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+            let line = line.unwrap();
+            if line.starts_with("m2u: ready") {
+                let id = child.id().to_string();
+                let kill = Command::new("kill").args(["-s", "TERM", &id]).status();
+                assert!(kill.unwrap().success());
+            }
+            stderr.push_str(&line);
+            stderr.push('\n');
+        }
+        let done = child.wait_with_output().unwrap();
         let outcome = Outcome {
             code: done.status.code(),
             stdout: String::from_utf8(done.stdout).unwrap(),
-            stderr: String::from_utf8(done.stderr).unwrap(),
+            stderr,
         };
         for stream in [&outcome.stdout, &outcome.stderr] {
             assert!(!stream.contains("geheim"), "a secret is shown: {stream}");

@@ -1,10 +1,11 @@
 //! The gateway as a process of its own, configured by a file as an operator would write it.
 
 use std::{
+    collections::HashMap,
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
@@ -68,10 +69,30 @@ impl Gateway {
 
     /// Starts with flags after the configuration.
     pub fn start_with(config: &str, flags: &[&str]) -> Self {
+        Self::start_by(command(), config, flags)
+    }
+
+    /// Likewise, with variables in its environment that name files.
+    pub fn start_among(config: &str, flags: &[&str], variables: &[(&str, &Path)]) -> Self {
+        let mut command = command();
+        command.envs(variables.iter().copied());
+        Self::start_by(command, config, flags)
+    }
+
+    /// Starts where no more than so many files may be open.
+    pub fn start_under_file_limit(config: &str, files: u64) -> Self {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &files.to_string()])
+            .arg(env!("CARGO_BIN_EXE_m2u"));
+        Self::start_by(shell, config, &[])
+    }
+
+    fn start_by(mut command: Command, config: &str, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m2u.toml");
         fs::write(&path, config).unwrap();
-        let mut child = command()
+        let mut child = command
             .arg("run")
             .arg("--config")
             .arg(&path)
@@ -152,6 +173,51 @@ impl Gateway {
 
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Descriptors that it has open.
+    pub fn descriptors(&self) -> usize {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap();
+        entries.count()
+    }
+
+    /// Bytes of memory that it holds (resident set).
+    pub fn resident_bytes(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().nth(1));
+        kilobytes.unwrap().parse::<usize>().unwrap() * 1_024
+    }
+
+    /// What it has counted so far, by name; what never was is missing.
+    pub fn counts(&self) -> HashMap<String, usize> {
+        const MARK: &str = "m2u: counts: ";
+        let lines = || self.log().matches(MARK).count();
+        let before = lines();
+        self.signal("USR1");
+        wait_until("the counts", || lines() > before);
+        let log = self.log();
+        let line = log.lines().rfind(|line| line.starts_with(MARK)).unwrap();
+        line[MARK.len()..]
+            .split(' ')
+            .map(|pair| {
+                let (name, count) = pair.split_once('=').expect(line);
+                (name.to_owned(), count.parse().expect(line))
+            })
+            .collect()
+    }
+
+    /// The names of its threads, in order; those that the kernel lends a ring come and go.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        // A task may end between the two looks.
+        let mut names: Vec<String> = tasks
+            .filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok())
+            .map(|name| name.trim_end().to_owned())
+            .filter(|name| !name.starts_with("iou-"))
+            .collect();
+        names.sort();
+        names
     }
 
     /// Sends a signal by name, such as `TERM`.

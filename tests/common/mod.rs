@@ -11,12 +11,18 @@
     reason = "a part of each test"
 )]
 
+pub mod cells;
 pub mod certificates;
 pub mod device;
 pub mod engine;
+pub mod exchanges;
+pub mod faults;
+pub mod flood;
 pub mod folder;
 pub mod gateway;
+pub mod golden;
 pub mod servers;
+pub mod shapes;
 pub mod upstream;
 pub mod wire;
 

@@ -36,12 +36,47 @@ pub struct Conversation {
     /// Counts connections from 1.
     pub number: usize,
     socket: TcpStream,
-    stream: BufReader<Box<dyn ReadWrite>>,
+    stream: BufReader<Channel>,
     shared: Arc<Shared>,
 }
 
-trait ReadWrite: Read + Write + Send {}
-impl<T: Read + Write + Send> ReadWrite for T {}
+/// The bytes of a conversation, with or without TLS below them.
+enum Channel {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+impl Read for Channel {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Channel {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(buffer),
+            Self::Tls(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+/// Reads what the gateway sent, without taking note of it.
+impl Read for Conversation {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.read(buffer)
+    }
+}
 
 /// What a script returns: an error ends the connection, as does the script's end.
 pub type Step = io::Result<()>;
@@ -149,11 +184,11 @@ fn converse(
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.set_nodelay(true).unwrap();
     let copy = socket.try_clone().unwrap();
-    let stream: Box<dyn ReadWrite> = match tls {
-        None => Box::new(socket),
+    let stream = match tls {
+        None => Channel::Plain(socket),
         Some(config) => {
             let session = ServerConnection::new(config).unwrap();
-            Box::new(StreamOwned::new(session, socket))
+            Channel::Tls(Box::new(StreamOwned::new(session, socket)))
         }
     };
     let mut conversation = Conversation {
@@ -234,6 +269,31 @@ impl Conversation {
         stream.flush()
     }
 
+    /// These pieces and an orderly end as they cross the wire: a TLS record for each piece and one
+    /// for the goodbye, or the plain bytes.
+    pub fn seal<'p>(&mut self, pieces: impl IntoIterator<Item = &'p [u8]>) -> io::Result<Vec<u8>> {
+        let mut wire = Vec::new();
+        match self.stream.get_mut() {
+            Channel::Plain(_) => pieces.into_iter().for_each(|piece| wire.extend(piece)),
+            Channel::Tls(stream) => {
+                // What the handshake still has to say is no part of it.
+                stream.flush()?;
+                for piece in pieces {
+                    stream.conn.writer().write_all(piece)?;
+                    stream.conn.write_tls(&mut wire)?;
+                }
+                stream.conn.send_close_notify();
+                stream.conn.write_tls(&mut wire)?;
+            }
+        }
+        Ok(wire)
+    }
+
+    /// Writes below TLS, if there is any.
+    pub fn write_wire(&mut self, bytes: &[u8]) -> Step {
+        (&self.socket).write_all(bytes)
+    }
+
     /// Answers 200 with this body.
     pub fn answer(&mut self, body: impl AsRef<[u8]>) -> Step {
         let body = body.as_ref();
@@ -251,6 +311,15 @@ impl Conversation {
     /// Ends the connection at once, TLS or not.
     pub fn cut(&mut self) -> Step {
         self.socket.shutdown(Shutdown::Both)
+    }
+
+    /// Ends the connection in order; TLS says so, too.
+    pub fn say_goodbye(&mut self) -> Step {
+        if let Channel::Tls(stream) = self.stream.get_mut() {
+            stream.conn.send_close_notify();
+            stream.flush()?;
+        }
+        self.socket.shutdown(Shutdown::Write)
     }
 
     /// The socket below.

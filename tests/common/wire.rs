@@ -147,7 +147,7 @@ pub fn read_response_body(
     }
 }
 
-fn read_length(from: &mut impl Read, body: &mut Vec<u8>, length: usize) -> io::Result<()> {
+pub fn read_length(from: &mut impl Read, body: &mut Vec<u8>, length: usize) -> io::Result<()> {
     body.resize(length, 0);
     from.read_exact(body)
 }

@@ -26,7 +26,7 @@ use rustls::{
     crypto::aws_lc_rs,
     server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -37,6 +37,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::report::{self, Report};
+use crate::config;
 
 /// Connections that are served at once.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -202,8 +203,7 @@ fn acceptor(arguments: &Arguments) -> Result<Option<TlsAcceptor>, String> {
         return Ok(None);
     };
     let chain = certificates(cert)?;
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| format!("no key can be read from {}: {error}", key.display()))?;
+    let private = config::read_key(key)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier: Arc<dyn ClientCertVerifier> = match &arguments.client_ca {
         None => Arc::new(NoClientAuth),

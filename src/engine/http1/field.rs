@@ -13,6 +13,8 @@ pub enum Field {
     Disguised,
     /// `Authorization`: replaced where the server has a central login.
     Authorization,
+    /// `WWW-Authenticate`: passes; may announce a login that holds for the whole connection.
+    Challenge,
     /// `Connection`: consumed, and what it nominates is dropped with it.
     Connection,
     /// `Content-Length`: consumed, rendered anew.
@@ -38,6 +40,9 @@ pub fn classify_request(name: &[u8]) -> Field {
     match name.len() {
         2 if folds_to(name, b"te") => Field::Dropped,
         4 if name.eq_ignore_ascii_case(b"host") => Field::Host,
+        // CGI hands it on as HTTP_PROXY, and a script's own requests then go where the device says
+        // (CVE-2016-5385).
+        5 if name.eq_ignore_ascii_case(b"proxy") => Field::Dropped,
         6 if name.eq_ignore_ascii_case(b"expect") => Field::Expect,
         7 if is_any(name, &[b"trailer", b"upgrade"]) => Field::Dropped,
         9 if name.eq_ignore_ascii_case(b"forwarded") || folds_to(name, b"x_real_ip") => {
@@ -84,6 +89,7 @@ pub fn classify_response(name: &[u8]) -> Field {
         14 if name.eq_ignore_ascii_case(b"content-length") => Field::ContentLength,
         16 if name.eq_ignore_ascii_case(b"proxy-connection") => Field::Dropped,
         16 if name.eq_ignore_ascii_case(b"content-location") => Field::Location,
+        16 if name.eq_ignore_ascii_case(b"www-authenticate") => Field::Challenge,
         17 if name.eq_ignore_ascii_case(b"transfer-encoding") => Field::TransferEncoding,
         18 if name.eq_ignore_ascii_case(b"proxy-authenticate") => Field::Dropped,
         25 if name.eq_ignore_ascii_case(b"proxy-authentication-info") => Field::Dropped,
@@ -198,6 +204,8 @@ mod tests {
             assert_eq!(classify_response(name.as_bytes()), Field::Dropped, "{name}");
         }
         assert_eq!(classify_request(b"Proxy-Authorization"), Field::Dropped);
+        assert_eq!(classify_request(b"pROXY"), Field::Dropped);
+        assert_eq!(classify_response(b"Proxy"), Field::Ordinary);
         assert_eq!(classify_response(b"Proxy-Authenticate"), Field::Dropped);
     }
 

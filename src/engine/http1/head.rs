@@ -78,8 +78,10 @@ pub fn leading_empty_lines(bytes: &[u8]) -> usize {
 pub enum Method {
     /// `HEAD`: its answer has no body.
     Head,
-    /// May be repeated without harm (RFC 9110 §9.2.2): GET, PUT, DELETE, OPTIONS.
-    Idempotent,
+    /// `GET` and `DELETE`: a body means nothing in them (RFC 9110 §9.3.1, §9.3.5).
+    Bodiless,
+    /// `PUT`
+    Put,
     /// `OPTIONS`, the only one with an asterisk for a target.
     Options,
     /// `CONNECT` and `TRACE`: refused with 405.
@@ -91,7 +93,8 @@ pub enum Method {
 impl Method {
     fn classify(name: &str) -> Self {
         match name {
-            "GET" | "PUT" | "DELETE" => Self::Idempotent,
+            "GET" | "DELETE" => Self::Bodiless,
+            "PUT" => Self::Put,
             "HEAD" => Self::Head,
             "OPTIONS" => Self::Options,
             "CONNECT" | "TRACE" => Self::Refused,
@@ -99,9 +102,17 @@ impl Method {
         }
     }
 
-    /// Whether repeating it does no harm.
+    /// Whether repeating it does no harm (RFC 9110 §9.2.2).
     pub fn is_idempotent(self) -> bool {
-        matches!(self, Self::Head | Self::Idempotent | Self::Options)
+        matches!(
+            self,
+            Self::Head | Self::Bodiless | Self::Put | Self::Options
+        )
+    }
+
+    /// Whether servers expect a body: one that does not may take it for the next request.
+    pub fn expects_body(self) -> bool {
+        matches!(self, Self::Put | Self::Other)
     }
 }
 
@@ -151,6 +162,8 @@ pub struct Request<'h, 'b> {
     pub authorization: FieldSet,
     /// The only `Host` value.
     pub host: Option<&'b [u8]>,
+    /// Whether an `Authorization` logs the whole connection in, and not this request alone.
+    pub binds_connection: bool,
     /// Whether an `X-Request-Id` passes on.
     pub has_request_id: bool,
     /// Whether the device may wait for an interim answer before it sends the body.
@@ -203,6 +216,7 @@ impl<'h, 'b> Request<'h, 'b> {
         let mut kept = FieldSet::default();
         let mut authorization = FieldSet::default();
         let mut host = None;
+        let mut binds_connection = false;
         let mut has_request_id = false;
         let mut expects = false;
         let mut framing = Framing::default();
@@ -210,7 +224,7 @@ impl<'h, 'b> Request<'h, 'b> {
         for (index, header) in fields.iter().enumerate() {
             let field = field::classify_request(header.name.as_bytes());
             match field {
-                Field::Ordinary | Field::Location => kept.insert(index),
+                Field::Ordinary | Field::Location | Field::Challenge => kept.insert(index),
                 // Means nothing in HTTP/1.0 (RFC 9110 §10.1.1).
                 Field::Expect if version == Version::Http10 => {}
                 Field::Expect => {
@@ -224,6 +238,7 @@ impl<'h, 'b> Request<'h, 'b> {
                 Field::Authorization => {
                     kept.insert(index);
                     authorization.insert(index);
+                    binds_connection |= is_connection_login(header.value);
                 }
                 Field::Connection => has_connection = true,
                 Field::Host => {
@@ -240,10 +255,15 @@ impl<'h, 'b> Request<'h, 'b> {
         let mut options = ConnectionOptions::default();
         if has_connection {
             options = drop_nominated(fields, &mut kept)?;
-            has_request_id &= fields.iter().enumerate().any(|(index, header)| {
-                kept.contains(index)
-                    && field::classify_request(header.name.as_bytes()) == Field::RequestId
-            });
+            let is_kept = |wanted| {
+                fields.iter().enumerate().any(|(index, header)| {
+                    kept.contains(index)
+                        && field::classify_request(header.name.as_bytes()) == wanted
+                })
+            };
+            has_request_id &= is_kept(Field::RequestId);
+            // A server that never hears of the expectation will not answer it.
+            expects &= is_kept(Field::Expect);
         }
         if host.is_none() && version == Version::Http11 {
             return Err(HeadError::Host);
@@ -257,6 +277,7 @@ impl<'h, 'b> Request<'h, 'b> {
             kept,
             authorization,
             host,
+            binds_connection,
             has_request_id,
             expects,
             body: framing.request_body(version)?,
@@ -282,7 +303,8 @@ pub struct Response<'h, 'b> {
     pub body: Body,
     /// The framing the fields announced, for answers that have no body.
     pub announced: Body,
-    /// Whether the server's connection may go on.
+    /// Whether the server's connection may go on: never once it may be logged in as one device, and
+    /// never behind a body that is announced where none may come.
     pub persist: Persist,
 }
 
@@ -332,6 +354,7 @@ impl<'h, 'b> Response<'h, 'b> {
         let mut locations = FieldSet::default();
         let mut framing = Framing::default();
         let mut has_connection = false;
+        let mut binds_connection = false;
         for (index, header) in fields.iter().enumerate() {
             let field = field::classify_response(header.name.as_bytes());
             match field {
@@ -344,6 +367,10 @@ impl<'h, 'b> Response<'h, 'b> {
                     kept.insert(index);
                     locations.insert(index);
                 }
+                Field::Challenge => {
+                    kept.insert(index);
+                    binds_connection |= is_connection_login(header.value);
+                }
                 _ => kept.insert(index),
             }
         }
@@ -352,15 +379,25 @@ impl<'h, 'b> Response<'h, 'b> {
         } else {
             ConnectionOptions::default()
         };
+        let body = framing.response_body(version, status, to_head)?;
+        let announced = framing.announced();
+        // A 204 or an interim answer must not announce a body, a 304 and an answer to HEAD may. But
+        // a server that is wrong about one sends it, often in a later segment, and it would be read
+        // as the answer to the next request, of another device. A connection is cheaper than that.
+        let may_follow =
+            body == Body::Absent && !matches!(announced, Body::Absent | Body::Length(0));
         Ok(Self {
             status,
             reason,
             fields,
             kept,
             locations,
-            body: framing.response_body(version, status, to_head)?,
-            announced: framing.announced(),
-            persist: options.persist(version),
+            body,
+            announced,
+            persist: match may_follow || binds_connection {
+                true => Persist::Close,
+                false => options.persist(version),
+            },
         })
     }
 
@@ -368,6 +405,14 @@ impl<'h, 'b> Response<'h, 'b> {
     pub fn is_interim(&self) -> bool {
         self.status < 200
     }
+}
+
+/// Whether a login is of a kind that holds for the connection it was sent on (RFC 4559 §6): a
+/// request of another device must never follow on it.
+fn is_connection_login(value: &[u8]) -> bool {
+    let scheme = value.split(|byte| matches!(byte, b' ' | b'\t' | b','));
+    let scheme = scheme.into_iter().next().unwrap_or_default();
+    scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
 }
 
 /// Names that `Connection` may list besides `close` and `keep-alive`.

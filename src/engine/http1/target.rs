@@ -53,49 +53,55 @@ pub fn parse(target: &[u8]) -> Result<Target<'_>, BadTarget> {
     }
 }
 
-/// Whether `..` segments lead above the point where the path begins, in the eyes of the most
-/// lenient server: one that decodes once or twice, takes `\` for `/`, and drops `;parameters`.
+/// Whether `..` segments lead above the point where the path begins in the eyes of any server: one
+/// that decodes once, twice or not at all, takes `\` for `/`, drops `;parameters`, ends a name at a
+/// NUL, or reads over-long UTF-8, `%uXXXX`, or characters that look like a dot or a slash.
+///
+/// What one server takes for a separator is part of a name to another. So `..` leads upwards behind
+/// every separator that anybody sees, while only a plain slash lets one more name lead down.
 ///
 /// A query is no path: dots in it don't count.
 pub fn escapes_base(path: &[u8]) -> bool {
     // Without two dots in a row, written or encoded, no segment can lead upwards.
-    if memchr::memmem::find(path, b"..").is_none() && memchr::memchr(b'%', path).is_none() {
+    let is_plain = memchr::memchr(b'%', path).is_none() && path.is_ascii();
+    if is_plain && memchr::memmem::find(path, b"..").is_none() {
         return false;
     }
     let mut depth = 0_i32;
     let mut segment = Segment::default();
     let mut rest = path;
-    loop {
-        let byte = next_byte(&mut rest);
-        match byte {
-            Some(b'/' | b'\\') | Some(b'?') | None => {
+    while let Some(character) = Character::take(&mut rest) {
+        match character.meaning {
+            b'?' if character.is_plain => break,
+            b'/' | b'\\' => {
                 depth += segment.step();
                 if depth < 0 {
                     return true;
                 }
-                if matches!(byte, Some(b'?') | None) {
-                    return false;
-                }
-                segment = Segment::default();
+                segment = segment.next(character.is_plain && character.meaning == b'/');
             }
-            Some(byte) => segment.push(byte),
+            byte => segment.push(byte),
         }
     }
+    depth + segment.step() < 0
 }
 
-/// What matters of a path segment.
+/// What matters of a path segment, or of a part that only some servers take for one.
 #[derive(Default)]
 struct Segment {
     dots: usize,
     others: bool,
-    in_parameters: bool,
+    /// Whether what comes is dropped by some: it stands behind a semicolon or a NUL.
+    is_dropped: bool,
+    /// Whether a part of the same plain segment has led down already, or is the last for some.
+    is_spent: bool,
 }
 
 impl Segment {
     fn push(&mut self, byte: u8) {
         match byte {
-            _ if self.in_parameters => {}
-            b';' => self.in_parameters = true,
+            _ if self.is_dropped => {}
+            b';' | 0 => self.is_dropped = true,
             b'.' => self.dots += 1,
             _ => self.others = true,
         }
@@ -106,40 +112,134 @@ impl Segment {
         match (self.others, self.dots) {
             (false, 0 | 1) => 0,
             (false, 2) => -1,
-            _ => 1,
+            _ => i32::from(!self.is_spent),
+        }
+    }
+
+    /// The segment behind a separator: one that all servers see, or only some.
+    fn next(&self, all_see_it: bool) -> Self {
+        Self {
+            is_spent: !all_see_it && (self.is_spent || self.is_dropped || self.step() > 0),
+            ..Self::default()
         }
     }
 }
 
-/// The next byte of a path with what an attacker would hide decoded, twice if it was encoded twice.
-fn next_byte(rest: &mut &[u8]) -> Option<u8> {
-    let (&first, mut tail) = rest.split_first()?;
-    let mut byte = first;
-    if first == b'%' {
-        // `%25` is an encoded percent sign: what follows it may be the rest of a second encoding.
-        let mut digits = tail;
-        while let Some(more) = digits.strip_prefix(b"25") {
-            digits = more;
-        }
-        if let Some((decoded, more)) = decode(digits) {
-            (byte, tail) = (decoded, more);
-        }
-    }
-    *rest = tail;
-    // An encoded question mark is part of the path.
-    Some(if first == b'%' && byte == b'?' {
-        b'_'
-    } else {
-        byte
-    })
+/// A character of a path, with what an attacker would hide decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Character {
+    /// The ASCII character that some server takes it for; `_` for what means nothing here.
+    meaning: u8,
+    /// Whether it was written as it is.
+    is_plain: bool,
 }
 
-/// Decodes two hexadecimal digits if they stand for a byte that has a meaning here.
-fn decode(digits: &[u8]) -> Option<(u8, &[u8])> {
-    let (pair, tail) = digits.split_at_checked(2)?;
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
-    matches!(byte, b'.' | b'/' | b'\\' | b';').then_some((byte, tail))
+impl Character {
+    fn take(rest: &mut &[u8]) -> Option<Self> {
+        let first = Unit::take(rest, NESTING_MAX)?;
+        let more = match first.value {
+            0xc0..=0xdf => 1,
+            0xe0..=0xef => 2,
+            0xf0..=0xf7 => 3,
+            value => {
+                return Some(Self {
+                    meaning: meaning(value),
+                    is_plain: first.is_plain,
+                });
+            }
+        };
+        Some(Self {
+            meaning: continued(first.value, more, rest),
+            is_plain: false,
+        })
+    }
+}
+
+/// What a UTF-8 character means that begins with `first` and has `more` bytes; over-long forms are
+/// read like any other (RFC 3629 §3 forbids that, and servers have done it).
+fn continued(first: u32, more: usize, rest: &mut &[u8]) -> u8 {
+    let mut ahead = *rest;
+    let mut value = first & (0x3f >> more);
+    for _ in 0..more {
+        match Unit::take(&mut ahead, NESTING_MAX) {
+            Some(unit) if matches!(unit.value, 0x80..=0xbf) => {
+                value = value << 6 | unit.value & 0x3f;
+            }
+            // Some mask a byte without a look at it. Where that hides nothing it is left alone.
+            Some(unit) if first <= 0xc1 && !unit.is_plain => {
+                let masked = meaning(value << 6 | unit.value & 0x3f);
+                if !matches!(masked, b'.' | b'/' | b'\\' | 0) {
+                    return b'_';
+                }
+                *rest = ahead;
+                return masked;
+            }
+            _ => return b'_',
+        }
+    }
+    *rest = ahead;
+    meaning(value)
+}
+
+/// The ASCII character that some server takes a code point for; `_` for none.
+fn meaning(value: u32) -> u8 {
+    match value {
+        // What Windows and normalisation (NFKC) make of full-width and look-alike characters.
+        0x2024 | 0xfe52 | 0xff0e => b'.',
+        0x2044 | 0x2215 | 0xff0f => b'/',
+        0x2216 | 0xfe68 | 0xff3c => b'\\',
+        _ => u8::try_from(value)
+            .ok()
+            .filter(u8::is_ascii)
+            .unwrap_or(b'_'),
+    }
+}
+
+/// A byte of a path, or what `%uXXXX` stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unit {
+    value: u32,
+    is_plain: bool,
+}
+
+/// Encodings inside an encoding's own digits that are looked into, as in `%%32%65`.
+const NESTING_MAX: usize = 2;
+
+impl Unit {
+    /// Takes one unit off, decoded as often as it is encoded.
+    fn take(rest: &mut &[u8], nesting: usize) -> Option<Self> {
+        let (first, tail) = rest.split_first()?;
+        *rest = tail;
+        let mut unit = Self {
+            value: u32::from(*first),
+            is_plain: true,
+        };
+        while unit.value == u32::from(b'%') && nesting > 0 {
+            let mut ahead = *rest;
+            let Some(value) = Self::take_digits(&mut ahead, nesting - 1) else {
+                break;
+            };
+            *rest = ahead;
+            unit = Self {
+                value,
+                is_plain: false,
+            };
+        }
+        Some(unit)
+    }
+
+    /// Takes two hexadecimal digits off, or four behind a `u`.
+    fn take_digits(rest: &mut &[u8], nesting: usize) -> Option<u32> {
+        let mut take = || char::from_u32(Self::take(rest, nesting)?.value);
+        let (mut value, more) = match take()? {
+            'u' | 'U' => (0, 4),
+            digit => (digit.to_digit(16)?, 1),
+        };
+        for _ in 0..more {
+            value = value << 4 | take()?.to_digit(16)?;
+        }
+        Some(value)
+    }
 }
 
 #[cfg(test)]
@@ -207,6 +307,25 @@ mod tests {
             "/a/./../../x",
             "/..?x",
             "..",
+            "/%%32%65%%32%65/x",
+            "/%25%32%65%25%32%65/x",
+            "/%c0%ae%c0%ae/x",
+            "/..%c0%afx",
+            "/..%c1%9cx",
+            "/..%c1%1cx",
+            "/%c0%2e%c0%2e/x",
+            "/%e0%80%ae./x",
+            "/%u002e%u002e/x",
+            "/..%u2215x",
+            "/%ef%bc%8e%ef%bc%8e/x",
+            "/\u{ff0e}\u{ff0e}/x",
+            "/..%00x",
+            "/%00a/../x",
+            "/a%2fb/../../x",
+            "/a\\b/../../x",
+            "/a%5cb%2f..%2f..",
+            "/;%5ca/../x",
+            "/%e9%2f%2e%2e/..",
         ] {
             assert!(escapes_base(path.as_bytes()), "{path}");
         }
@@ -227,6 +346,16 @@ mod tests {
             "/100%25",
             "/a/%2e%2e",
             "*",
+            "/a%00b/..",
+            "/%c0a/..",
+            "/%c0?/../..",
+            "/%c3%a9/..",
+            "/\u{e9}/..",
+            "/%u00e9/..",
+            "/a%2fb/..",
+            "/a%2f../b",
+            "/%2525252525252525/..",
+            "/%%%%%%%/..",
         ] {
             assert!(!escapes_base(path.as_bytes()), "{path}");
         }

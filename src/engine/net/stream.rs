@@ -6,7 +6,7 @@
 use std::{io, net::SocketAddr, os::fd::AsRawFd, rc::Rc, time::Duration};
 
 use monoio::{
-    buf::IoBuf,
+    buf::{IoBuf, IoBufMut},
     io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable},
     net::TcpStream,
 };
@@ -14,9 +14,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     deadline::{Deadlines, Due, Watch},
+    standby::StandbyReader,
     sys::{self, Side},
     tls::{TlsReader, TlsWriter},
 };
+use crate::limits;
 
 /// Why bytes did not move.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl From<rustls::Error> for StreamError {
 /// The result of a lent buffer: what happened, and the buffer back.
 pub type Lent<T> = (Result<T, StreamError>, Vec<u8>);
 
-/// Both halves of a connection.
+/// Both halves of a connection to a server.
 #[derive(Debug)]
 pub struct Stream {
     /// The socket's deadlines. First, so that the watch ends before the socket closes.
@@ -61,7 +63,7 @@ pub struct Stream {
 #[derive(Debug)]
 pub enum Reader {
     /// Plain TCP.
-    Plain(SocketReader),
+    Plain(StandbyReader),
     /// TLS over TCP.
     Tls(TlsReader),
 }
@@ -78,7 +80,7 @@ pub enum Writer {
 impl Stream {
     /// Takes over a connected socket, plain so far.
     pub fn plain(socket: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
-        let (reader, writer, watch) = split(socket, deadlines);
+        let (reader, writer, watch) = split_standby(socket, deadlines);
         Self {
             watch,
             reader: Reader::Plain(reader),
@@ -91,20 +93,26 @@ impl Stream {
         self.watch.shutdown(Side::Both);
     }
 
-    /// Gives back what only a busy connection needs.
-    pub fn park(&self) {
-        if let Reader::Tls(reader) = &self.reader {
-            reader.park();
+    /// Lets the connection idle: gives back what only a busy one needs, and from now on notices
+    /// whatever comes.
+    pub fn park(&mut self) {
+        match &mut self.reader {
+            Reader::Plain(reader) => reader.post(|mut spare| {
+                if spare.capacity() != limits::PARKED_BYTES {
+                    spare = Vec::with_capacity(limits::PARKED_BYTES);
+                }
+                spare
+            }),
+            Reader::Tls(reader) => reader.park(),
         }
     }
 
-    /// Whether nothing has arrived on this idle connection: no byte, no end, no error.
-    pub fn is_quiet(&self) -> bool {
-        let leftover = match &self.reader {
-            Reader::Plain(_) => false,
-            Reader::Tls(reader) => reader.has_leftover(),
-        };
-        !leftover && self.watch.is_quiet()
+    /// Whether nothing has arrived on this parked connection: no byte, no end, no error.
+    pub fn is_quiet(&mut self) -> bool {
+        match &mut self.reader {
+            Reader::Plain(reader) => reader.is_quiet(),
+            Reader::Tls(reader) => reader.is_quiet(),
+        }
     }
 }
 
@@ -161,6 +169,16 @@ pub fn split(
         watch: Rc::clone(&watch),
         half: write,
     };
+    (reader, writer, watch)
+}
+
+/// Like [`split`], for a connection that may idle in a pool.
+pub fn split_standby(
+    socket: TcpStream,
+    deadlines: &Rc<Deadlines>,
+) -> (StandbyReader, SocketWriter, Rc<Watch>) {
+    let (reader, writer, watch) = split(socket, deadlines);
+    let reader = StandbyReader::new(reader.watch, reader.half);
     (reader, writer, watch)
 }
 
@@ -232,9 +250,7 @@ impl SocketReader {
         result
     }
 
-    /// Like `read`, under whatever deadline is set.
-    pub async fn receive(&mut self, buffer: Vec<u8>, room: usize) -> Lent<usize> {
-        use monoio::buf::IoBufMut;
+    async fn receive(&mut self, buffer: Vec<u8>, room: usize) -> Lent<usize> {
         let begin = buffer.len();
         let end = begin + room.min(buffer.capacity() - begin);
         debug_assert!(end > begin, "a receive needs room");
@@ -246,11 +262,6 @@ impl SocketReader {
             Err(error) => Err(error.into()),
         };
         (result, slice.into_inner())
-    }
-
-    /// The socket's deadlines.
-    pub fn watch(&self) -> &Rc<Watch> {
-        &self.watch
     }
 }
 

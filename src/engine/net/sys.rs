@@ -1,14 +1,15 @@
 //! The only unsafe code of the crate: system calls on descriptors that the caller owns.
 //!
-//! Neither reads nor writes memory of ours beyond a byte or an address on the stack.
+//! Neither reads nor writes memory of ours beyond an address on the stack.
 #![allow(unsafe_code)]
 
 use std::{
     io,
+    net::{SocketAddr, TcpStream},
     os::fd::{BorrowedFd, RawFd},
 };
 
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef, Socket};
 
 /// Which direction of a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,19 +34,17 @@ pub fn shutdown(fd: RawFd, side: Side) {
     unsafe { libc::shutdown(fd, how) };
 }
 
-/// Whether nothing has arrived on an idle connection: no byte, no end of stream, no error.
-pub fn is_quiet(fd: RawFd) -> bool {
-    let mut byte = 0_u8;
-    // SAFETY: the buffer is one byte of our stack, alive for the whole call, and its length is 1.
-    let received = unsafe {
-        libc::recv(
-            fd,
-            (&raw mut byte).cast(),
-            1,
-            libc::MSG_PEEK | libc::MSG_DONTWAIT,
-        )
-    };
-    received < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+/// Takes what waits in a listener's queue, at most `count` connections, and never waits for more.
+pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
+    // SAFETY: the caller owns the listener for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let listener = SockRef::from(&borrowed);
+    if listener.set_nonblocking(true).is_err() {
+        return Vec::new();
+    }
+    let accepted = std::iter::from_fn(|| listener.accept().ok()).take(count);
+    let known = |(socket, peer): (Socket, SockAddr)| Some((socket.into(), peer.as_socket()?));
+    accepted.filter_map(known).collect()
 }
 
 /// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, which

@@ -16,20 +16,13 @@ use rustls_pki_types::ServerName;
 
 use super::{
     deadline::{Deadlines, Due},
-    stream::{
-        self, Lent, Reader, SocketReader, SocketWriter, Stream, StreamError, WriteError, Writer,
-    },
+    standby::StandbyReader,
+    stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
-use crate::limits;
-
-/// Bytes of the largest record on the wire (RFC 8446 §5.2), header included.
-const RECORD_BYTES_MAX: usize = 16_384 + 256 + 5;
-/// Bytes that a record adds to its plaintext at most: header, nonce, type, tag.
-const RECORD_OVERHEAD_BYTES: usize = 64;
-/// Bytes of a buffer that an idle connection keeps: the next request allocates nothing.
-const PARKED_BYTES: usize = 2 * limits::TLS_RECORD_BYTES;
-/// Bytes of handshake that one flight is given at first; grows if a chain is longer.
-const FLIGHT_BYTES: usize = 4_096;
+use crate::limits::{
+    TLS_FLIGHT_BYTES, TLS_PARKED_BYTES, TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES,
+    TLS_WIRE_RECORD_BYTES_MAX,
+};
 
 /// The state both halves share.
 struct Session {
@@ -68,6 +61,9 @@ enum Progress {
 impl Session {
     /// Processes everything in `incoming`; decrypted bytes go to `sink` up to `sink_max` bytes and
     /// to `spill` beyond. `plaintext` is encrypted into `outgoing` once the session is ready.
+    ///
+    /// # Errors
+    /// What ended the session, now or earlier; `sink` may have got bytes that came before.
     fn advance(
         &mut self,
         sink: &mut Vec<u8>,
@@ -77,6 +73,19 @@ impl Session {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
+        let progress = self.process(sink, sink_max, plaintext);
+        if let Err(failure) = &progress {
+            self.failure = Some(failure.clone());
+        }
+        progress
+    }
+
+    fn process(
+        &mut self,
+        sink: &mut Vec<u8>,
+        sink_max: usize,
+        plaintext: &[u8],
+    ) -> Result<Progress, rustls::Error> {
         let mut done = 0;
         let progress = loop {
             let UnbufferedStatus { discard, state, .. } = self
@@ -98,7 +107,7 @@ impl Session {
                     None
                 }
                 Ok(ConnectionState::EncodeTlsData(mut flight)) => {
-                    append(&mut self.outgoing, FLIGHT_BYTES, |space| {
+                    append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
                         flight.encode(space).map_err(|error| match error {
                             EncodeError::InsufficientSize(size) => Some(size.required_size),
                             EncodeError::AlreadyEncoded => None,
@@ -112,8 +121,8 @@ impl Session {
                 }
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     if !plaintext.is_empty() {
-                        let records = plaintext.len() / (limits::TLS_RECORD_BYTES / 2) + 1;
-                        let room = plaintext.len() + records * RECORD_OVERHEAD_BYTES;
+                        let records = plaintext.len() / (TLS_RECORD_BYTES / 2) + 1;
+                        let room = plaintext.len() + records * TLS_RECORD_OVERHEAD_BYTES;
                         append(&mut self.outgoing, room, |space| {
                             traffic
                                 .encrypt(plaintext, space)
@@ -140,7 +149,6 @@ impl Session {
                 Err(error) => {
                     self.incoming.drain(..done + discard);
                     self.queue_alert();
-                    self.failure = Some(error.clone());
                     return Err(error);
                 }
             };
@@ -164,7 +172,7 @@ impl Session {
             let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else {
                 return;
             };
-            let encoded = append(&mut self.outgoing, FLIGHT_BYTES, |space| {
+            let encoded = append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
                 alert.encode(space).map_err(|_| None)
             });
             self.incoming.drain(..discard);
@@ -185,6 +193,11 @@ impl Session {
                 self.incoming.len() < 5 + payload
             }
         }
+    }
+
+    /// Whether `advance` would tell anything new.
+    fn has_something_to_say(&self) -> bool {
+        !self.incoming.is_empty() || self.failure.is_some()
     }
 
     /// Hands out plaintext that did not fit earlier.
@@ -223,7 +236,7 @@ fn append(
 /// The incoming half of a TLS connection.
 #[derive(Debug)]
 pub struct TlsReader {
-    socket: SocketReader,
+    socket: StandbyReader,
     session: Rc<RefCell<Session>>,
 }
 
@@ -235,28 +248,33 @@ pub struct TlsWriter {
 }
 
 impl TlsReader {
-    /// Whether bytes of the peer wait that nobody asked for.
-    pub fn has_leftover(&self) -> bool {
-        let session = self.session.borrow();
-        session.closed || !session.spill.is_empty() || !session.incoming.is_empty()
+    /// Whether nothing of the peer has come that nobody asked for.
+    pub fn is_quiet(&mut self) -> bool {
+        let is_clean = {
+            let session = self.session.borrow();
+            !session.closed && session.spill.is_empty() && session.incoming.is_empty()
+        };
+        is_clean && self.socket.is_quiet()
     }
 
-    /// Gives back what a large body made the buffers grow to; what an ordinary request needs stays.
-    pub fn park(&self) {
-        let Session {
-            incoming,
-            outgoing,
-            spill,
-            ..
-        } = &mut *self.session.borrow_mut();
+    /// Gives back what a large body made the buffers grow to, and waits for what comes; what an
+    /// ordinary request needs stays.
+    pub fn park(&mut self) {
+        let session = &mut *self.session.borrow_mut();
         for (buffer, kept) in [
-            (incoming, RECORD_BYTES_MAX),
-            (outgoing, PARKED_BYTES),
-            (spill, PARKED_BYTES),
+            (&mut session.incoming, TLS_WIRE_RECORD_BYTES_MAX),
+            (&mut session.outgoing, TLS_PARKED_BYTES),
+            (&mut session.spill, TLS_PARKED_BYTES),
         ] {
             if buffer.capacity() > kept && buffer.is_empty() {
                 *buffer = Vec::new();
             }
+        }
+        // With something left over it is not quiet, and will not be used again.
+        if session.incoming.is_empty() {
+            let mut incoming = std::mem::take(&mut session.incoming);
+            incoming.reserve(TLS_WIRE_RECORD_BYTES_MAX);
+            self.socket.post(|_| incoming);
         }
     }
 
@@ -276,14 +294,16 @@ impl TlsReader {
             {
                 let mut session = self.session.borrow_mut();
                 session.drain_spill(&mut buffer, room);
-                if buffer.len() == begin
-                    && !session.incoming.is_empty()
-                    && let Err(error) = session.advance(&mut buffer, begin + room, &[])
-                {
-                    return (Err(error.into()), buffer);
+                let mut failure = None;
+                if buffer.len() == begin && session.has_something_to_say() {
+                    failure = session.advance(&mut buffer, begin + room, &[]).err();
                 }
+                // What came before a failure was sent by the peer that the certificate names.
                 if buffer.len() > begin {
                     return (Ok(buffer.len() - begin), buffer);
+                }
+                if let Some(failure) = failure {
+                    return (Err(failure.into()), buffer);
                 }
                 if session.closed {
                     return (Ok(0), buffer);
@@ -299,17 +319,15 @@ impl TlsReader {
 
     /// Receives more ciphertext behind what is there.
     async fn receive(&mut self) -> Result<usize, StreamError> {
-        let lent = {
+        let mut lent = Vec::new();
+        if !self.socket.is_posted() {
             let mut session = self.session.borrow_mut();
             if session.is_between_records() {
-                std::mem::take(&mut session.incoming)
-            } else {
-                Vec::new()
+                lent = std::mem::take(&mut session.incoming);
             }
-        };
-        let begin = lent.len();
-        let mut lent = lent;
-        lent.reserve(RECORD_BYTES_MAX.max(begin + 1024));
+            let room = TLS_WIRE_RECORD_BYTES_MAX.max(lent.len() + 1024);
+            lent.reserve(room);
+        }
         let (result, lent) = self.socket.receive(lent, usize::MAX).await;
         let mut session = self.session.borrow_mut();
         if session.incoming.is_empty() {
@@ -381,11 +399,11 @@ pub async fn connect(
     due: Due,
     patience: Duration,
 ) -> Result<Stream, StreamError> {
-    let (reader, writer, watch) = stream::split(socket, deadlines);
+    let (reader, writer, watch) = stream::split_standby(socket, deadlines);
     let session = Rc::new(RefCell::new(Session {
         connection: UnbufferedClientConnection::new(config, name)?,
-        incoming: Vec::with_capacity(RECORD_BYTES_MAX),
-        outgoing: Vec::with_capacity(FLIGHT_BYTES),
+        incoming: Vec::with_capacity(TLS_WIRE_RECORD_BYTES_MAX),
+        outgoing: Vec::with_capacity(TLS_FLIGHT_BYTES),
         spill: Vec::new(),
         closed: false,
         failure: None,

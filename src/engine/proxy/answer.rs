@@ -62,8 +62,12 @@ pub struct Answer<'a> {
     device_watch: &'a Watch,
     upstream: &'a mut Reader,
     upstream_watch: &'a Watch,
-    /// What was received from the server; between pieces it is empty.
+    /// What was received from the server and is not yet a head.
     received: Vec<u8>,
+    /// Bytes that the last receive brought.
+    last: usize,
+    /// What the interim answers so far leave of the server's connection.
+    interim_persist: Persist,
 }
 
 /// What a final head decided; the head is in the outbox.
@@ -85,14 +89,14 @@ pub struct Start {
 enum NoHead {
     Unanswered,
     Failed(Failure),
-    DeviceGone,
+    DeviceLost(Failure),
 }
 
 /// What a complete head turned out to be.
 #[derive(Debug)]
 pub enum Heard {
-    /// Another one follows.
-    Interim,
+    /// Another one follows; this is what it leaves of the server's connection.
+    Interim(Persist),
     /// The answer itself.
     Final(Start),
 }
@@ -108,7 +112,8 @@ impl<'a> Answer<'a> {
         upstream: &'a mut Reader,
         upstream_watch: &'a Watch,
     ) -> Self {
-        let received = shard.buffers.take_relay();
+        // Answers may be long in coming: only one that fills it needs a larger one.
+        let received = shard.buffers.take_parked();
         Self {
             shard,
             plan,
@@ -118,17 +123,22 @@ impl<'a> Answer<'a> {
             upstream,
             upstream_watch,
             received,
+            last: 0,
+            interim_persist: Persist::Keep,
         }
     }
 
     /// Brings the answer to the device; `repeatable` says that a request that got no byte of an
     /// answer may be sent again.
     pub async fn relay(mut self, repeatable: bool) -> Ended {
-        let mut outbox = self.shard.buffers.take_relay();
+        let mut outbox = Vec::new();
         let ended = match self.await_final(&mut outbox, repeatable).await {
             Ok(start) => self.relay_final(start, std::mem::take(&mut outbox)).await,
             Err(NoHead::Unanswered) => Ended::Unanswered,
-            Err(NoHead::DeviceGone) => Ended::broken(After::Close),
+            Err(NoHead::DeviceLost(failure)) => {
+                self.flow.tally.failure.set(Some(failure));
+                Ended::broken(After::Close)
+            }
             Err(NoHead::Failed(failure)) => {
                 let Self {
                     shard, plan, flow, ..
@@ -160,7 +170,7 @@ impl<'a> Answer<'a> {
                 Ok(Some(length)) if length <= head_bytes_max => {
                     match self.hear(length, outbox).map_err(NoHead::Failed)? {
                         Heard::Final(start) => return Ok(start),
-                        Heard::Interim => interims += 1,
+                        Heard::Interim(_) => interims += 1,
                     }
                     if interims > limits::INTERIM_RESPONSES_MAX {
                         return Err(NoHead::Failed(Failure::ResponseMalformed));
@@ -175,14 +185,20 @@ impl<'a> Answer<'a> {
                 Err(_) => return Err(NoHead::Failed(Failure::ResponseMalformed)),
             }
             scanned = self.received.len();
-            let buffer = std::mem::take(&mut self.received);
+            let mut buffer = std::mem::take(&mut self.received);
+            if buffer.len() == buffer.capacity() {
+                buffer = self.shard.buffers.enlarge(buffer);
+            }
             let due = self.flow.response_due.get();
             // No more than what fits the outbox behind the head that is written anew.
             let room = self.shard.buffers.relay_bytes();
             let (result, buffer) = self.upstream.read(buffer, room, due).await;
             self.received = buffer;
             let error = match result {
-                Ok(received) if received > 0 => continue,
+                Ok(received) if received > 0 => {
+                    self.last = received;
+                    continue;
+                }
                 Ok(_) => None,
                 Err(error) => Some(error),
             };
@@ -212,7 +228,10 @@ impl<'a> Answer<'a> {
         let (shard, flow) = (self.shard, self.flow);
         let may_keep = flow.request.get() == RequestPhase::Sent && !shard.is_draining();
         let fields_max = shard.limits.fields;
-        let heard = hear(
+        if outbox.capacity() == 0 {
+            *outbox = shard.buffers.take_relay();
+        }
+        let mut heard = hear(
             self.plan,
             &mut self.received,
             length,
@@ -220,9 +239,17 @@ impl<'a> Answer<'a> {
             may_keep,
             outbox,
         )?;
-        match &heard {
-            Heard::Interim => flow.interim.set(true),
+        match &mut heard {
+            Heard::Interim(persist) => {
+                flow.interim.set(true);
+                if *persist == Persist::Close {
+                    self.interim_persist = Persist::Close;
+                }
+            }
             Heard::Final(start) => {
+                if self.interim_persist == Persist::Close {
+                    start.upstream = Persist::Close;
+                }
                 flow.tally.status.set(start.status);
                 flow.tally.sent.set(start.intake.taken());
             }
@@ -238,13 +265,15 @@ impl<'a> Answer<'a> {
         let patience = self.plan.route.timeouts.body;
         let interim = std::mem::take(outbox);
         let (result, back) = self.device.write_all(interim, 0, patience).await;
-        *outbox = back;
-        result.map_err(|_| NoHead::DeviceGone)
+        // The final head may be long in coming.
+        self.shard.buffers.put(back);
+        result.map_err(|failed| NoHead::DeviceLost(Failure::from_device(&failed.error)))
     }
 
     /// Sends the final head and what follows it.
     async fn relay_final(&mut self, start: Start, outbox: Vec<u8>) -> Ended {
         self.flow.response.set(ResponsePhase::Relaying);
+        self.shard.buffers.put(std::mem::take(&mut self.received));
         let Start {
             mut intake,
             delivered,
@@ -264,8 +293,9 @@ impl<'a> Answer<'a> {
         let broken = loop {
             let (result, back) = self.device.write_all(buffer, begin, patience).await;
             buffer = back;
-            if result.is_err() {
-                self.flow.tally.failure.set(Some(Failure::DeviceGone));
+            if let Err(failed) = result {
+                let failure = Failure::from_device(&failed.error);
+                self.flow.tally.failure.set(Some(failure));
                 break Some(after_cut);
             }
             if intake.is_done() {
@@ -306,17 +336,16 @@ impl<'a> Answer<'a> {
     /// Receives a piece of the body and frames it for the device; `None` if it broke off.
     async fn receive_piece(
         &mut self,
-        mut buffer: Vec<u8>,
+        buffer: Vec<u8>,
         intake: &mut Intake,
         delivered: Body,
     ) -> (Option<Framed>, Vec<u8>) {
-        let relay_bytes = self.shard.buffers.relay_bytes();
-        relay::make_room(&mut buffer, relay_bytes);
+        let buffers = &self.shard.buffers;
+        let mut buffer = buffers.refit(buffer, self.last);
+        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes());
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
-        let (result, mut buffer) = self
-            .upstream
-            .read(buffer, intake.room(relay_bytes), due)
-            .await;
+        let (result, mut buffer) = self.upstream.read(buffer, intake.room(room), due).await;
+        self.last = buffer.len() - RESERVE;
         match result {
             // After a failed request it was the gateway that ended the server's connection.
             Ok(0) if intake.ends_by_close() && !self.flow.is_failed() => intake.finish(),
@@ -405,7 +434,7 @@ pub fn hear(
             connection: None,
         };
         rewrite::write_response(outbox, &response, &origin, delivery);
-        return Ok(Heard::Interim);
+        return Ok(Heard::Interim(response.persist));
     }
 
     let delivered = self_framed(response.body, plan.version);
@@ -433,7 +462,7 @@ pub fn hear(
         intake,
         delivered,
         downstream: if keeps { Persist::Keep } else { Persist::Close },
-        upstream: if clean {
+        upstream: if clean && plan.upstream == Persist::Keep {
             response.persist
         } else {
             Persist::Close
@@ -490,7 +519,7 @@ pub async fn fail(
         && failure.persist() == Persist::Keep
         && !shard.is_draining();
     let persist = if keeps { Persist::Keep } else { Persist::Close };
-    let mut outbox = shard.buffers.take_relay();
+    let mut outbox = shard.buffers.take_parked();
     failure.write(&mut outbox, plan.to_head(), persist);
     let patience = plan.route.timeouts.body;
     let (result, outbox) = device.write_all(outbox, 0, patience).await;

@@ -26,6 +26,7 @@ use crate::{
         shard::Shard,
     },
     limits,
+    observe::metrics::Ending,
 };
 
 /// What a listener says about the connections it accepts.
@@ -39,9 +40,9 @@ pub struct Entrance {
 
 /// Why there is no next request.
 enum Stop {
-    /// The device is done, or silent for too long.
-    Closed,
-    /// It said something that must be answered.
+    /// There is nothing to answer.
+    Ended(Ending),
+    /// The device said something that must be answered.
     Failed(Failure),
 }
 
@@ -104,20 +105,48 @@ fn oversize(inbox: &[u8], head_bytes_max: usize) -> Failure {
     }
 }
 
-/// Serves a device until its connection ends.
-pub async fn serve(shard: &Rc<Shard>, entrance: &Entrance, socket: TcpStream, peer: SocketAddr) {
+/// Serves a device until its connection ends; says why it did.
+pub async fn serve(
+    shard: &Rc<Shard>,
+    entrance: &Entrance,
+    socket: TcpStream,
+    peer: SocketAddr,
+) -> Ending {
     let mut device = Device::new(shard, socket, peer, entrance.slot);
-    let after = match device.enter(shard, entrance).await {
-        Ok(_admitted) => device.serve_requests(shard).await,
-        Err(Stop::Failed(failure)) => device.reject(shard, failure).await,
-        Err(Stop::Closed) => After::Close,
-    };
-    device.end(shard, after).await;
+    match device.enter(shard, entrance).await {
+        Ok(admitted) => {
+            let (after, ending) = device.serve_requests(shard).await;
+            device.end(shard, after).await;
+            // A connection that lingers still counts.
+            drop(admitted);
+            ending
+        }
+        // To be refused takes time and a descriptor as well.
+        Err(Stop::Failed(failure)) => match shard.begin_refusal() {
+            Some(_refusing) => {
+                let after = device.reject(shard, failure).await;
+                device.end(shard, after).await;
+                Ending::Failed
+            }
+            None => {
+                device.end(shard, After::Close).await;
+                Ending::RefusedUnanswered
+            }
+        },
+        Err(Stop::Ended(ending)) => {
+            device.end(shard, After::Close).await;
+            ending
+        }
+    }
 }
 
 impl Device {
     /// Learns who speaks and whether one more connection is allowed.
     async fn enter(&mut self, shard: &Shard, entrance: &Entrance) -> Result<Admitted, Stop> {
+        let too_many = Stop::Failed(Failure::TooManyConnections);
+        let Some(mut admitted) = shard.admission.admit() else {
+            return Err(too_many);
+        };
         let source = self.source;
         if entrance
             .proxy_protocol_from
@@ -126,10 +155,11 @@ impl Device {
         {
             self.read_proxy_header(shard).await?;
         }
-        shard
-            .admission
-            .admit(self.source)
-            .ok_or(Stop::Failed(Failure::TooManyConnections))
+        if admitted.charge(self.source) {
+            Ok(admitted)
+        } else {
+            Err(too_many)
+        }
     }
 
     /// Reads the PROXY protocol header that a listed peer must send first.
@@ -154,21 +184,22 @@ impl Device {
             };
             self.inbox = buffer;
             if !matches!(result, Ok(received) if received > 0) {
-                return Err(Stop::Closed);
+                return Err(Stop::Ended(Ending::ProxyHeaderMissing));
             }
         }
     }
 
-    async fn serve_requests(&mut self, shard: &Rc<Shard>) -> After {
+    async fn serve_requests(&mut self, shard: &Rc<Shard>) -> (After, Ending) {
         loop {
-            let after = match self.next_head(shard).await {
+            let (after, ending) = match self.next_head(shard).await {
                 Ok(head_bytes) => exchange::run(shard, self, head_bytes).await,
-                Err(Stop::Failed(failure)) => self.reject(shard, failure).await,
-                Err(Stop::Closed) => After::Close,
+                Err(Stop::Failed(failure)) => (self.reject(shard, failure).await, Ending::Failed),
+                Err(Stop::Ended(ending)) => (After::Close, ending),
             };
             if after != After::Keep {
-                return after;
+                return (after, ending);
             }
+            self.is_fresh = false;
         }
     }
 
@@ -197,42 +228,46 @@ impl Device {
 
     /// Waits for the first byte of a next request, parked on a small buffer.
     async fn receive_first(&mut self, shard: &Shard) -> Result<(), Stop> {
-        if shard.is_draining() {
-            return Err(Stop::Closed);
-        }
+        // A connection that was made before the drain may have its first request under way.
+        let keepalive = match (shard.is_draining(), self.is_fresh) {
+            (true, false) => return Err(Stop::Ended(Ending::Drained)),
+            (true, true) => limits::LINGER,
+            (false, _) => shard.timeouts.keepalive,
+        };
         let mut buffer = std::mem::take(&mut self.inbox);
         if buffer.capacity() != limits::PARKED_BYTES {
             shard.buffers.put(buffer);
             buffer = shard.buffers.take_parked();
         }
-        let due = shard.deadlines.due_in(shard.timeouts.keepalive);
+        let due = shard.deadlines.due_in(keepalive);
         let (result, buffer) = self.reader.read_idle(buffer, usize::MAX, due).await;
         self.inbox = buffer;
-        match result {
-            Ok(received) if received > 0 => Ok(()),
-            _ => Err(Stop::Closed),
-        }
+        Err(Stop::Ended(match result {
+            Ok(received) if received > 0 => return Ok(()),
+            Err(StreamError::TimedOut) => Ending::Idle,
+            Ok(_) if shard.is_draining() => Ending::Drained,
+            Ok(_) => Ending::Finished,
+            Err(_) => Ending::Reset,
+        }))
     }
 
     async fn receive_more(&mut self, shard: &Shard, due: Due) -> Result<(), Stop> {
         let mut buffer = std::mem::take(&mut self.inbox);
         if buffer.len() == buffer.capacity() {
-            let mut larger = shard.buffers.take_relay();
-            larger.extend_from_slice(&buffer);
-            shard.buffers.put(buffer);
-            buffer = larger;
+            buffer = shard.buffers.enlarge(buffer);
         }
         let (result, buffer) = self.reader.read(buffer, usize::MAX, due).await;
         self.inbox = buffer;
         match result {
             Ok(received) if received > 0 => Ok(()),
             Err(StreamError::TimedOut) => Err(Stop::Failed(Failure::HeadTimeout)),
-            _ => Err(Stop::Closed),
+            _ => Err(Stop::Ended(Ending::HeadAbandoned)),
         }
     }
 
     /// Answers a request that could not be read, after which the connection can't go on.
     async fn reject(&mut self, shard: &Shard, failure: Failure) -> After {
+        shard.metrics.count_failure(failure as usize);
         if let Some(record) = Record::begin(shard) {
             let tally = Tally::default();
             tally.note_refusal(failure);

@@ -63,6 +63,8 @@ pub struct Device {
     pub source: IpAddr,
     /// The slot of requests that name no host.
     pub slot: Slot,
+    /// Whether no request has been read yet.
+    pub is_fresh: bool,
     /// What the access log will say of the request under way.
     pub noted: Noted,
 }
@@ -78,7 +80,15 @@ impl Device {
             inbox: shard.buffers.take_parked(),
             source: peer.ip().to_canonical(),
             slot,
+            is_fresh: true,
             noted: Noted::default(),
+        }
+    }
+
+    /// Lets go of the buffer that a long head needed, if nothing is left in it.
+    pub fn give_back_large_inbox(&mut self, shard: &Shard) {
+        if self.inbox.is_empty() && self.inbox.capacity() > limits::PARKED_BYTES {
+            shard.buffers.put(std::mem::take(&mut self.inbox));
         }
     }
 
@@ -94,7 +104,7 @@ impl Device {
             true => Persist::Close,
             false => persist,
         };
-        let mut outbox = shard.buffers.take_relay();
+        let mut outbox = shard.buffers.take_parked();
         failure.write(&mut outbox, to_head, persist);
         let patience = shard.timeouts.body;
         let (result, outbox) = self.writer.write_all(outbox, 0, patience).await;
@@ -103,7 +113,7 @@ impl Device {
     }
 
     /// Ends the connection as its last exchange wants it.
-    pub async fn end(mut self, shard: &Shard, after: After) {
+    pub async fn end(&mut self, shard: &Shard, after: After) {
         match after {
             After::Keep | After::Close => self.watch.shutdown(Side::Both),
             After::Reset => self.watch.reset(),
@@ -117,17 +127,17 @@ impl Device {
     async fn linger(&mut self, shard: &Shard) {
         self.writer.finish();
         let end = shard.deadlines.due_in(limits::LINGER_TOTAL);
-        let mut buffer = shard.buffers.take_relay();
+        let mut last = 0;
         while !shard.deadlines.is_past(end) {
-            buffer.clear();
+            let buffer = shard.buffers.refit(std::mem::take(&mut self.inbox), last);
             let due = shard.deadlines.due_in(limits::LINGER);
-            let (result, back) = self.reader.read_idle(buffer, usize::MAX, due).await;
-            buffer = back;
-            if !matches!(result, Ok(received) if received > 0) {
-                break;
+            let (result, buffer) = self.reader.read_idle(buffer, usize::MAX, due).await;
+            self.inbox = buffer;
+            match result {
+                Ok(received) if received > 0 => last = received,
+                _ => break,
             }
         }
-        shard.buffers.put(buffer);
         self.watch.shutdown(Side::Both);
     }
 }
@@ -149,12 +159,15 @@ pub struct Noted {
 }
 
 impl Noted {
-    /// Keeps a request's method and the path of its target.
+    /// Keeps a request's method and the path of its target, as much of them as is ever shown.
     pub fn keep(&mut self, method: &[u8], target: &[u8]) {
+        let shown = |bytes: &[u8]| bytes.len().min(limits::LOG_VALUE_BYTES_MAX);
+        let method = &method[..shown(method)];
         let end = memchr::memchr(b'?', target).unwrap_or(target.len());
         self.bytes.clear();
         self.bytes.extend_from_slice(method);
-        self.bytes.extend_from_slice(&target[..end]);
+        self.bytes
+            .extend_from_slice(&target[..shown(&target[..end])]);
         self.method_bytes = method.len();
     }
 

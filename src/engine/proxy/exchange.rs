@@ -22,12 +22,14 @@ use crate::{
         shard::Shard,
         upstream::{connect, pool::Connection},
     },
+    observe::metrics::Ending,
     snapshot::Snapshot,
 };
 
 /// Takes the request whose head is the inbox's first `head_bytes` to its server, and the answer
-/// back.
-pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> After {
+/// back; says why the connection ends, if it does.
+pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (After, Ending) {
+    shard.metrics.requests.add();
     let snapshot = shard.snapshot();
     let tally = Tally::default();
     let record = Record::begin(shard);
@@ -35,6 +37,7 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> A
     let after = match plan::prepare(shard, &snapshot, device, head_bytes, &mut outbox) {
         Ok((plan, intake)) => {
             tally.received.set(intake.taken());
+            device.give_back_large_inbox(shard);
             deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await
         }
         Err(refusal) => {
@@ -48,6 +51,9 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> A
             device.refuse(shard, failure, to_head, persist).await
         }
     };
+    if let Some(failure) = tally.failure.get() {
+        shard.metrics.count_failure(failure as usize);
+    }
     if let Some(record) = record {
         let sender = snapshot.identities.resolve(device.source);
         let sender = sender.map(|identity| {
@@ -59,7 +65,11 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> A
         });
         record.end(shard, device.source, sender, device.noted.parts(), &tally);
     }
-    after
+    let ending = match tally.failure.get() {
+        Some(_) => Ending::Failed,
+        None => Ending::Finished,
+    };
+    (after, ending)
 }
 
 /// Sends a prepared request and sees to its answer, on a second connection where that is safe.
@@ -153,10 +163,14 @@ async fn open(
 ) -> Result<(Connection, bool), Failure> {
     let upstream = &plan.route.upstream;
     if may_reuse && let Some(connection) = shard.pools.take(upstream) {
-        return Ok((connection, true));
+        // The network may have been refused, or given to a device, since it was made.
+        if connect::is_permitted(connection.address.ip(), snapshot) {
+            return Ok((connection, true));
+        }
+        connection.stream.close();
     }
     let timeout = plan.route.timeouts.connect;
-    let connection = connect::connect(upstream, snapshot, &shard.deadlines, timeout).await?;
+    let connection = connect::connect(upstream, snapshot, &shard.pools, timeout).await?;
     Ok((connection, false))
 }
 
@@ -178,10 +192,11 @@ async fn exchange_bodies(
         upstream: &mut upstream.writer,
         upstream_watch: &upstream.watch,
         intake,
+        last: plan.arrived,
     };
     let (writer, watch) = (&mut device.writer, &device.watch);
     let (reader, upstream_watch) = (&mut upstream.reader, &upstream.watch);
     let answer = Answer::new(shard, plan, flow, writer, watch, reader, upstream_watch);
-    let ((), ended) = relay::join(upload.relay(), answer.relay(false)).await;
+    let ((), ended) = relay::join(|| upload.relay(), || answer.relay(false)).await;
     ended
 }

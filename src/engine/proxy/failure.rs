@@ -8,13 +8,16 @@ use std::io;
 
 use rustls::AlertDescription;
 
-use crate::engine::{
-    http1::{
-        head::{HeadError, Persist},
-        rewrite::put_decimal,
+use crate::{
+    engine::{
+        http1::{
+            head::{HeadError, Persist},
+            rewrite::put_decimal,
+        },
+        net::stream::StreamError,
+        upstream::connect::ConnectError,
     },
-    net::stream::StreamError,
-    upstream::connect::ConnectError,
+    observe::metrics::FAILURES_MAX,
 };
 
 /// Seconds after which a device may try again.
@@ -49,10 +52,10 @@ pub enum Failure {
     HeadTooLarge,
     /// The device, or all devices, have too many connections.
     TooManyConnections,
-    /// The gateway is being stopped.
-    Draining,
     /// The device went away; nobody is left to answer.
     DeviceGone,
+    /// The device took no more of its answer; it sees a closed connection.
+    DeviceStalled,
     /// The server's name does not resolve.
     Dns,
     /// The server's address lies in a network that is refused.
@@ -111,12 +114,56 @@ impl Failure {
         Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
         Self::NoLease, Self::NoSuchSlot, Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
         Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
-        Self::Draining, Self::DeviceGone, Self::Dns, Self::AddressProhibited, Self::Unroutable,
+        Self::DeviceGone, Self::DeviceStalled, Self::Dns, Self::AddressProhibited,
+        Self::Unroutable,
         Self::ConnectionRefused, Self::ConnectionTerminated, Self::TlsCertificate, Self::TlsAlert,
         Self::TlsProtocol, Self::ResponseMalformed, Self::ResponseHeadTooLarge,
         Self::ResponseIncomplete, Self::ConnectionTimeout, Self::WriteTimeout,
         Self::ResponseTimeout,
     ];
+
+    /// Its name in the metrics, which tell apart what one token stands for.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MalformedHead => "malformed_head",
+            Self::MalformedBody => "malformed_body",
+            Self::EscapesBase => "escapes_base",
+            Self::MethodRefused => "method_refused",
+            Self::NoLease => "no_lease",
+            Self::NoSuchSlot => "no_such_slot",
+            Self::NotOurName => "not_our_name",
+            Self::HeadTimeout => "head_timeout",
+            Self::BodyTimeout => "body_timeout",
+            Self::BodyTooLarge => "body_too_large",
+            Self::TargetTooLong => "target_too_long",
+            Self::HeadTooLarge => "head_too_large",
+            Self::TooManyConnections => "too_many_connections",
+            Self::DeviceGone => "device_gone",
+            Self::DeviceStalled => "device_stalled",
+            Self::Dns => "dns",
+            Self::AddressProhibited => "address_prohibited",
+            Self::Unroutable => "unroutable",
+            Self::ConnectionRefused => "connection_refused",
+            Self::ConnectionTerminated => "connection_terminated",
+            Self::TlsCertificate => "tls_certificate",
+            Self::TlsAlert => "tls_alert",
+            Self::TlsProtocol => "tls_protocol",
+            Self::ResponseMalformed => "response_malformed",
+            Self::ResponseHeadTooLarge => "response_head_too_large",
+            Self::ResponseIncomplete => "response_incomplete",
+            Self::ConnectionTimeout => "connection_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::ResponseTimeout => "response_timeout",
+        }
+    }
+
+    /// What a failed send to the device means.
+    pub fn from_device(error: &StreamError) -> Self {
+        match error {
+            StreamError::TimedOut => Self::DeviceStalled,
+            _ => Self::DeviceGone,
+        }
+    }
 
     /// Status of the answer.
     pub fn status(self) -> u16 {
@@ -146,7 +193,7 @@ impl Failure {
     #[rustfmt::skip]
     fn row(self) -> Row {
         use Persist::{Close, Keep};
-        use Side::{Downstream, Gateway, Upstream};
+        use Side::{Downstream, Upstream};
         let (status, token, side, persist, sentence) = match self {
             Self::MalformedHead => (400, "http_request_error", Downstream, Close,
                 "The request's head is malformed or ambiguous; send HTTP/1.0 or HTTP/1.1 as RFC 9112 has it."),
@@ -174,10 +221,10 @@ impl Failure {
                 "The request's head is over the limit; send fewer or shorter fields."),
             Self::TooManyConnections => (429, "connection_limit_reached", Downstream, Close,
                 "Too many connections are open; try again later."),
-            Self::Draining => (503, "destination_unavailable", Gateway, Close,
-                "The gateway is being restarted; try again."),
             Self::DeviceGone => (400, "http_request_error", Downstream, Close,
                 "The connection was closed before the request ended."),
+            Self::DeviceStalled => (408, "http_request_timeout", Downstream, Close,
+                "The answer was not taken in time; read it to its end."),
             Self::Dns => (502, "dns_error", Upstream, Keep,
                 "The server's name does not resolve; check the URL of the account's server."),
             Self::AddressProhibited => (502, "destination_ip_prohibited", Upstream, Keep,
@@ -278,6 +325,9 @@ impl Failure {
     }
 }
 
+/// Where the metrics count a failure.
+const _: () = assert!(Failure::ALL.len() <= FAILURES_MAX);
+
 const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 
 /// The reason phrase of a status that the table names (RFC 9110 §15).
@@ -333,6 +383,15 @@ impl From<ConnectError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_failure_has_its_own_count_and_name() {
+        for (index, failure) in Failure::ALL.into_iter().enumerate() {
+            assert_eq!(failure as usize, index);
+            let same = |other: &Failure| other.name() == failure.name();
+            assert_eq!(Failure::ALL.iter().filter(|other| same(other)).count(), 1);
+        }
+    }
 
     #[test]
     fn an_answer_is_complete_and_says_its_token() {

@@ -42,10 +42,14 @@ pub struct Plan<'s> {
     pub body: Body,
     /// Whether the device wants to go on.
     pub persist: Persist,
+    /// Whether the server's connection may carry another request after this one.
+    pub upstream: Persist,
     /// Whether the device may be waiting for an interim answer before it sends the body.
     pub expects: bool,
     /// The authority the device used.
     pub authority: Authority,
+    /// Bytes that came with, and behind, the head: many if the device does not trickle.
+    pub arrived: usize,
 }
 
 impl Plan<'_> {
@@ -233,14 +237,27 @@ pub fn decide<'s>(
         version: request.version,
         body: request.body,
         persist: request.persist,
+        upstream: upstream_persist(&request, route),
         expects: request.expects,
         authority: Authority::keep(target.authority.or(request.host)),
+        arrived: head_bytes + rest.len(),
     };
     let mut intake = Intake::new(plan.body, route.body_bytes_max);
     let piece = intake.take(rest, 0).map_err(|error| refuse(error.into()))?;
     relay::append_framed(outbox, &rest[piece.payload], plan.body, intake.is_done());
     inbox.drain(..head_bytes + piece.end);
     Ok((plan, intake))
+}
+
+/// Whether a request leaves the server's connection fit for another device's.
+fn upstream_persist(request: &Request<'_, '_>, route: &Route) -> Persist {
+    let logs_in = request.binds_connection && route.authorization.is_none();
+    let has_body = !matches!(request.body, Body::Absent | Body::Length(0));
+    if logs_in || (has_body && !request.method.expects_body()) {
+        Persist::Close
+    } else {
+        Persist::Keep
+    }
 }
 
 /// Finds the server that a request names (specification, section 3).

@@ -6,9 +6,12 @@
 
 use std::{future::Future, ops::Range, pin::pin, task::Poll};
 
-use crate::engine::http1::{
-    chunked::{self, Decoder},
-    framing::Body,
+use crate::{
+    engine::http1::{
+        chunked::{self, Decoder},
+        framing::Body,
+    },
+    limits,
 };
 
 /// Room kept before a received piece, for the size line of its chunk.
@@ -204,16 +207,25 @@ pub fn append_framed(out: &mut Vec<u8>, payload: &[u8], body: Body, is_last: boo
     }
 }
 
-/// Empties a relay buffer for the next piece, which goes behind the reserve.
-pub fn make_room(buffer: &mut Vec<u8>, bytes: usize) {
+/// Empties a buffer for the next piece, which goes behind the reserve; answers how many bytes it may
+/// have.
+pub fn make_room(buffer: &mut Vec<u8>) -> usize {
     buffer.clear();
     buffer.resize(RESERVE, 0);
-    buffer.reserve(bytes + TRAILING);
+    buffer.capacity() - RESERVE - TRAILING
 }
 
-/// Lets both futures run on this core until both are done.
-pub async fn join<A: Future, B: Future>(first: A, second: B) -> (A::Output, B::Output) {
-    let (mut first, mut second) = (pin!(first), pin!(second));
+/// A small buffer that holds all it can has been filled.
+const _: () = assert!(limits::PARKED_BYTES - RESERVE - TRAILING >= limits::PARKED_FULL_BYTES);
+
+/// Lets the futures that both begin run on this core until both are done.
+///
+/// Takes their beginnings: an argument that is pinned has two places in a connection's task.
+pub async fn join<A: Future, B: Future>(
+    first: impl FnOnce() -> A,
+    second: impl FnOnce() -> B,
+) -> (A::Output, B::Output) {
+    let (mut first, mut second) = (pin!(first()), pin!(second()));
     let (mut first_done, mut second_done) = (None, None);
     std::future::poll_fn(move |context| {
         if first_done.is_none()
@@ -256,7 +268,8 @@ mod tests {
                 continue;
             }
             let mut buffer = Vec::new();
-            make_room(&mut buffer, piece.len());
+            buffer.reserve_exact(RESERVE + piece.len() + TRAILING);
+            assert!(make_room(&mut buffer) >= piece.len());
             buffer.extend_from_slice(piece);
             let taken = intake.take(&mut buffer, RESERVE)?;
             left.extend_from_slice(&buffer[taken.end..]);

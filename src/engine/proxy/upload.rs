@@ -36,12 +36,14 @@ pub struct Upload<'a> {
     pub upstream_watch: &'a Watch,
     /// What is still to come.
     pub intake: Intake,
+    /// Bytes that the last receive brought.
+    pub last: usize,
 }
 
 impl Upload<'_> {
     /// Moves the body until it ends, fails, or nobody wants it any more.
     pub async fn relay(mut self) {
-        let mut buffer = self.shard.buffers.take_relay();
+        let mut buffer = Vec::new();
         while self.flow.request.get() == RequestPhase::Sending {
             buffer = self.relay_piece(buffer).await;
             if self.flow.response.get() == ResponsePhase::Over {
@@ -51,14 +53,12 @@ impl Upload<'_> {
         self.shard.buffers.put(buffer);
     }
 
-    async fn relay_piece(&mut self, mut buffer: Vec<u8>) -> Vec<u8> {
-        let relay_bytes = self.shard.buffers.relay_bytes();
-        relay::make_room(&mut buffer, relay_bytes);
+    async fn relay_piece(&mut self, buffer: Vec<u8>) -> Vec<u8> {
+        let buffers = &self.shard.buffers;
+        let mut buffer = buffers.refit(buffer, self.last);
+        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes());
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
-        let (result, mut buffer) = self
-            .device
-            .read(buffer, self.intake.room(relay_bytes), due)
-            .await;
+        let (result, mut buffer) = self.device.read(buffer, self.intake.room(room), due).await;
         if self.flow.response.get() == ResponsePhase::Over {
             return buffer;
         }
@@ -66,6 +66,7 @@ impl Upload<'_> {
             self.fail(failure);
             return buffer;
         }
+        self.last = buffer.len() - RESERVE;
         let piece = match self.intake.take(&mut buffer, RESERVE) {
             Ok(piece) => piece,
             Err(error) => {

@@ -12,13 +12,14 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::pool::Connection;
+use super::pool::{Connection, Pools};
 use crate::{
     engine::net::{
         deadline::Deadlines,
         stream::{self, Stream, StreamError},
         tls,
     },
+    limits,
     snapshot::{Snapshot, route::Upstream},
 };
 
@@ -78,19 +79,29 @@ impl From<StreamError> for ConnectError {
     }
 }
 
-/// Connects to `upstream`: each address in order until one speaks, all within `timeout`.
+/// Connects to `upstream`: each address in order until one speaks, all within `timeout`. One that
+/// lately did not answer at all comes last, so that it does not cost every device its patience.
 ///
 /// # Errors
 /// [`ConnectError`] of the address that got furthest; 502, or 504 if it was too slow.
 pub async fn connect(
     upstream: &Upstream,
     snapshot: &Snapshot,
-    deadlines: &Rc<Deadlines>,
+    pools: &Pools,
     timeout: Duration,
 ) -> Result<Connection, ConnectError> {
+    let deadlines = pools.deadlines();
     let begun = deadlines.now_ms();
     let mut worst = ConnectError::Unresolved;
-    for (tried, address) in upstream.addresses.iter().enumerate() {
+    let known = upstream.addresses.iter();
+    let lively = known.clone().filter(|address| !pools.is_silent(**address));
+    let silent = known.filter(|address| pools.is_silent(**address));
+    // Decided before the first attempt: one that fails now must not come twice.
+    let mut order = [None; limits::ADDRESSES_PER_UPSTREAM_MAX];
+    for (place, address) in order.iter_mut().zip(lively.chain(silent)) {
+        *place = Some(*address);
+    }
+    for (tried, address) in order.into_iter().flatten().enumerate() {
         let failure = if is_permitted(address.ip(), snapshot) {
             let spent = Duration::from_millis(deadlines.now_ms() - begun);
             let left = timeout.saturating_sub(spent);
@@ -99,18 +110,16 @@ pub async fn connect(
             }
             let share = left / (upstream.addresses.len() - tried) as u32;
             let share = share.max(SHARE_MIN).min(left);
-            match connect_to(*address, upstream, deadlines, share).await {
-                Ok(stream) => {
-                    return Ok(Connection {
-                        stream,
-                        address: *address,
-                    });
-                }
+            match connect_to(address, upstream, deadlines, share).await {
+                Ok(stream) => return Ok(Connection { stream, address }),
                 Err(error) => error.into(),
             }
         } else {
-            ConnectError::Prohibited(*address)
+            ConnectError::Prohibited(address)
         };
+        if matches!(failure, ConnectError::TimedOut) {
+            pools.note_silent(address);
+        }
         if failure.rank() >= worst.rank() {
             worst = failure;
         }
@@ -138,7 +147,7 @@ async fn connect_to(
 /// Whether requests may be sent to `address`: public, or in a network the operator allows.
 ///
 /// Addresses that devices speak from are refused as well, whatever range they are of.
-fn is_permitted(address: IpAddr, snapshot: &Snapshot) -> bool {
+pub fn is_permitted(address: IpAddr, snapshot: &Snapshot) -> bool {
     let address = address.to_canonical();
     let allowed = |network: &IpNet| network.contains(&address);
     snapshot.allow_networks.iter().any(allowed)

@@ -18,6 +18,7 @@ use crate::{
         deadline::{Deadlines, Due},
         stream::Stream,
     },
+    limits,
     snapshot::route::{PoolId, Upstream},
 };
 
@@ -27,6 +28,8 @@ pub struct Pools {
     deadlines: Rc<Deadlines>,
     idle: RefCell<HashMap<PoolId, Vec<Idle>>>,
     count: Cell<usize>,
+    /// Addresses that lately did not answer, and until when they are tried last.
+    silent: RefCell<Vec<(SocketAddr, Due)>>,
     per_server_max: usize,
     total_max: usize,
 }
@@ -53,9 +56,32 @@ impl Pools {
             deadlines: Rc::clone(deadlines),
             idle: RefCell::new(HashMap::new()),
             count: Cell::new(0),
+            silent: RefCell::default(),
             per_server_max,
             total_max,
         }
+    }
+
+    /// The core's deadlines and clock.
+    pub fn deadlines(&self) -> &Rc<Deadlines> {
+        &self.deadlines
+    }
+
+    /// Takes note that nobody answered at `address`.
+    pub fn note_silent(&self, address: SocketAddr) {
+        let mut silent = self.silent.borrow_mut();
+        silent.retain(|(known, due)| *known != address && !self.deadlines.is_past(*due));
+        if silent.len() < limits::SILENT_ADDRESSES_MAX {
+            silent.push((address, self.deadlines.due_in(limits::SILENT_ADDRESS)));
+        }
+    }
+
+    /// Whether nobody answered at `address` lately.
+    pub fn is_silent(&self, address: SocketAddr) -> bool {
+        let silent = self.silent.borrow();
+        let is_it =
+            |(known, due): &(SocketAddr, Due)| *known == address && !self.deadlines.is_past(*due);
+        silent.iter().any(is_it)
     }
 
     /// The connection used last that is still good; those found closed on the way, or leading to an
@@ -63,7 +89,11 @@ impl Pools {
     pub fn take(&self, upstream: &Upstream) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.get_mut(&upstream.pool)?;
-        while let Some(Idle { connection, due }) = waiting.pop() {
+        while let Some(Idle {
+            mut connection,
+            due,
+        }) = waiting.pop()
+        {
             self.count.set(self.count.get() - 1);
             let leads_there = upstream.addresses.contains(&connection.address);
             if leads_there && !self.deadlines.is_past(due) && connection.stream.is_quiet() {
@@ -75,7 +105,7 @@ impl Pools {
     }
 
     /// Keeps a connection for at most `idle_max`, or lets it go where there is no room.
-    pub fn put(&self, pool: PoolId, connection: Connection, idle_max: Duration) {
+    pub fn put(&self, pool: PoolId, mut connection: Connection, idle_max: Duration) {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.entry(pool).or_default();
         if waiting.len() >= self.per_server_max || self.count.get() >= self.total_max {
@@ -87,15 +117,18 @@ impl Pools {
         waiting.push(Idle { connection, due });
     }
 
-    /// Lets go of connections that idled too long.
+    /// Lets go of connections that idled too long, and of those that the server closed.
     pub fn sweep(&self) {
         if self.count.get() == 0 {
             return;
         }
         let mut kept = 0;
         self.idle.borrow_mut().retain(|_, waiting| {
-            for expired in waiting.extract_if(.., |idle| self.deadlines.is_past(idle.due)) {
-                expired.connection.stream.close();
+            let is_over = |idle: &mut Idle| {
+                self.deadlines.is_past(idle.due) || !idle.connection.stream.is_quiet()
+            };
+            for Idle { connection, .. } in waiting.extract_if(.., is_over) {
+                connection.stream.close();
             }
             kept += waiting.len();
             !waiting.is_empty()

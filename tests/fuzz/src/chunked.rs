@@ -12,7 +12,7 @@ use m2u::engine::{
 };
 
 use crate::{
-    pieces::Pieces,
+    pieces::{PIECE_BUFFER_BYTES, Pieces},
     strict::{self, Fault, Reading},
 };
 
@@ -64,13 +64,12 @@ fn decode(wire: &[u8], pattern: u8) -> Outcome {
 fn recode(wire: &[u8], pattern: u8, whole: Outcome) {
     let mut pieces = Pieces::new(wire, pattern);
     let mut intake = Intake::new(Body::Chunked, u64::MAX);
-    let (mut buffer, mut out) = (Vec::new(), Vec::new());
+    let (mut buffer, mut out) = (Vec::with_capacity(PIECE_BUFFER_BYTES), Vec::new());
     let mut intact = true;
     while intact
         && !intake.is_done()
-        && let Some(piece) = pieces.next(512)
+        && let Some(piece) = pieces.next(relay::make_room(&mut buffer))
     {
-        relay::make_room(&mut buffer, 512);
         buffer.extend_from_slice(piece);
         match intake.take(&mut buffer, RESERVE) {
             Ok(piece) => {

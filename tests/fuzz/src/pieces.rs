@@ -2,6 +2,9 @@
 //!
 //! The same byte cuts the same way each time; the pieces put together are what was given.
 
+/// Bytes of a buffer that a piece of a body is received in and framed anew.
+pub const PIECE_BUFFER_BYTES: usize = 512;
+
 /// What is still to arrive.
 #[derive(Debug)]
 pub struct Pieces<'w> {

@@ -19,7 +19,7 @@ use m2u::engine::{
 };
 
 use crate::{
-    pieces::Pieces,
+    pieces::{PIECE_BUFFER_BYTES, Pieces},
     scene::{self, FIELDS_MAX, HEAD_BYTES_MAX, Party, REQUEST_ID},
     strict::{self, Fault, Field, Framing, Message, Reading, RequestLine},
 };
@@ -132,6 +132,9 @@ fn one_request(
     assert_eq!(intake.taken(), original.body.len() as u64);
     check_line(party, &original, &forwarded);
     check_fields(party, &original, &forwarded);
+    if plan.upstream == Persist::Keep {
+        check_reuse(&forwarded);
+    }
     if plan.persist == Persist::Keep {
         let options = strict::connection_options(&original.fields);
         assert!(
@@ -147,6 +150,25 @@ fn one_request(
     }
 }
 
+/// The server's connection is left fit for a request of another device.
+fn check_reuse(forwarded: &Request<'_>) {
+    let bodiless = ["GET", "HEAD", "DELETE", "OPTIONS"].map(str::as_bytes);
+    let surprises = !forwarded.body.is_empty() && bodiless.contains(&forwarded.line.method);
+    assert!(
+        !surprises,
+        "reused behind a body that may be taken for a request"
+    );
+    let logs_in = |(name, value): &Field<'_>| {
+        let value = String::from_utf8_lossy(value).to_ascii_lowercase();
+        let scheme = value.split([' ', '\t', ',']).next().unwrap_or_default();
+        name.eq_ignore_ascii_case(b"authorization") && ["ntlm", "negotiate"].contains(&scheme)
+    };
+    assert!(
+        !forwarded.fields.iter().any(logs_in),
+        "reused although logged in"
+    );
+}
+
 /// Moves the rest of a body as `proxy::upload` does; answers whether it came to its end.
 fn relay_body(
     plan: &Plan<'_>,
@@ -155,10 +177,10 @@ fn relay_body(
     pieces: &mut Pieces<'_>,
     out: &mut Vec<u8>,
 ) -> bool {
-    let mut buffer = Vec::new();
+    let mut buffer = Vec::with_capacity(PIECE_BUFFER_BYTES);
     while !intake.is_done() {
-        relay::make_room(&mut buffer, 1_024);
-        let Some(piece) = pieces.next(intake.room(1_024)) else {
+        let room = relay::make_room(&mut buffer);
+        let Some(piece) = pieces.next(intake.room(room)) else {
             return false;
         };
         buffer.extend_from_slice(piece);
@@ -324,6 +346,7 @@ fn is_ours(name: &[u8], minor: u8, has_login: bool) -> bool {
     let hop = [
         "connection",
         "keep-alive",
+        "proxy",
         "proxy-connection",
         "proxy-authorization",
         "http2-settings",

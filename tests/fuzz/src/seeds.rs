@@ -4,6 +4,12 @@
 
 use std::{fs, path::Path};
 
+use golden::Step;
+
+#[allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+#[path = "../../common/golden.rs"]
+mod golden;
+
 /// The tokens of `tokens.dict`, which libFuzzer reads too.
 pub fn tokens() -> Vec<Vec<u8>> {
     let text = include_str!("../tokens.dict");
@@ -63,14 +69,14 @@ fn lines_of(text: &str) -> Vec<Vec<u8>> {
 }
 
 fn requests() -> Vec<Vec<u8>> {
-    let golden = [golden("forward", "> "), golden("refuse", "> ")].concat();
+    let golden = [golden("forward", true), golden("refuse", true)].concat();
     [lines_of(include_str!("../seeds/requests")), golden].concat()
 }
 
 fn answers() -> Vec<Vec<u8>> {
     [
         lines_of(include_str!("../seeds/answers")),
-        golden("answer", "< "),
+        golden("answer", false),
     ]
     .concat()
 }
@@ -111,43 +117,30 @@ fn field_lines(message: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// What one side sends in each case of the golden files of one kind; none if there are none.
-fn golden(kind: &str, side: &str) -> Vec<Vec<u8>> {
+/// What the device, or else the server, sends in each case of the golden files of one kind.
+fn golden(kind: &str, of_device: bool) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../golden")
         .join(kind);
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    let mut paths: Vec<_> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect();
+    let entries = fs::read_dir(folder).expect("golden files");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("a file").path()).collect();
     paths.sort();
-    let mut cases: Vec<Vec<u8>> = Vec::new();
-    for text in paths
+    let texts = paths
         .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-    {
-        for line in text.lines() {
-            if line.starts_with('[') {
-                cases.push(Vec::new());
-            } else if let (Some(case), true) =
-                (cases.last_mut(), (line.to_owned() + " ").starts_with(side))
-            {
-                let line = line.get(side.len()..).unwrap_or_default();
-                case.extend(unescape(line));
-                // A lone backslash at the end says that the line does not end.
-                let goes_on = line.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;
-                case.extend_from_slice(if goes_on { b"" } else { b"\r\n" });
-            }
-        }
-    }
-    cases.retain(|case| !case.is_empty());
-    cases
+        .map(|path| fs::read_to_string(path).expect("text"));
+    let cases = texts.flat_map(|text| golden::parse(kind, &text));
+    let sent = cases.map(|case| {
+        let steps = case.steps.into_iter().filter_map(|step| match step {
+            Step::Device(bytes) if of_device => Some(bytes),
+            Step::Server(bytes) if !of_device => Some(bytes),
+            _ => None,
+        });
+        steps.collect::<Vec<_>>().concat()
+    });
+    sent.filter(|bytes| !bytes.is_empty()).collect()
 }
 
-/// Reads `\r`, `\n`, `\t`, `\0`, `\"`, `\\`, `\xHH`, and the golden files' `\(20|ab)`, which is
-/// `ab` twenty times; a seed need not be exact, so whatever else stands there is skipped.
+/// Reads the escapes of Rust's byte strings, and the golden files' `\(20|ab)`: `ab` twenty times.
 fn unescape(text: &str) -> Vec<u8> {
     let mut rest = text;
     let mut bytes = Vec::new();

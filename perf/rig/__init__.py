@@ -1,0 +1,1 @@
+"""The measuring rig: peers, origin, scenarios, and what they are judged by."""

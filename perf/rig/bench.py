@@ -1,0 +1,257 @@
+"""Runs one scenario against one peer, and takes a window again that other work has spoilt.
+
+The peer has a core to itself; the origin and the load share the other.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+from . import identity
+from .certificates import Certificates
+from .origin import Origin
+from .peers import PEERS, Job
+from .processes import Failed
+from .table import Table, address
+from .wire import ask
+
+PEER_CORE = 1
+LOAD_CORE = 0
+# A window counts if nobody else used more than this share of a core.
+FOREIGN_MAX = 0.05
+ATTEMPTS = 6
+# How long to wait, before a window, for others to pause.
+QUIET_PATIENCE = 60.0
+MILLION = 1_000_000
+# Devices that hold the idle connections, and requests under way at most: m2u's default lets an
+# address have 64 connections.
+IDLE_DEVICES = 100
+IDLE_ACTIVE = 16
+
+
+class Load:
+    """One run of the load generator."""
+
+    def __init__(self, binary, arguments):
+        command = ["taskset", "--cpu-list", LOAD_CORE, binary, *arguments]
+        self.child = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def line(self):
+        text = self.child.stdout.readline()
+        if not text:
+            raise Failed(f"the load ended: {self.child.stderr.read().strip()}")
+        return json.loads(text)
+
+    def go_on(self):
+        self.child.stdin.write("\n")
+        self.child.stdin.flush()
+
+    def end(self):
+        """Ends it, whether or not it is done."""
+        try:
+            self.child.stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self.child.wait(30)
+        except subprocess.TimeoutExpired:
+            self.child.send_signal(signal.SIGKILL)
+            self.child.wait()
+
+
+class Bench:
+    """Everything that outlives one measurement."""
+
+    def __init__(self, folder, load, quick, once=False):
+        self.folder = folder
+        self.load = load
+        self.quick = quick
+        self.once = once
+        self.certificates = Certificates(folder)
+        self.origin = Origin(folder, self.certificates, LOAD_CORE)
+        self.tables = {}
+
+    def table(self, size):
+        if size not in self.tables:
+            self.tables[size] = Table(self.folder, size)
+        return self.tables[size]
+
+    def check(self, names):
+        """Every peer does the job, or `Failed`."""
+        for name in names:
+            identity.check(PEERS[name], self.table(10_000), self.certificates, self.folder, PEER_CORE)
+
+    def start(self, name, scenario, size=10_000):
+        job = Job(
+            scenario.variant,
+            self.origin.ports[scenario.variant],
+            self.table(size),
+            self.certificates,
+            self.folder,
+            PEER_CORE,
+            scenario.bodies,
+        )
+        return PEERS[name](job)
+
+    def arguments(self, peer, scenario):
+        values = ["--target", f"127.0.0.1:{peer.port}", *scenario.arguments]
+        values += ["--origin-status", f"127.0.0.1:{self.origin.status}"]
+        peer.pids = peer.process.pids()
+        for pid in peer.pids + self.origin.pids:
+            values += ["--pid", pid]
+        return values
+
+    def run_load(self, arguments):
+        load = Load(self.load, arguments)
+        try:
+            result = load.line()
+        finally:
+            load.end()
+        if result["errors"] or result["mixups"]:
+            raise Failed(f"wrong answers: {result}")
+        return result
+
+    def measure(self, name, scenario):
+        """Every attempt as (result, figures, spoilt); the last one counts, or the least spoilt."""
+        if scenario.kind == "idle":
+            return [self.measure_idle(name, scenario)]
+        if scenario.kind == "million":
+            return [self.measure_million(name, scenario)]
+        size = PEERS[name].devices
+        peer = self.start(name, scenario, size)
+        try:
+            peer.ready()
+            arguments = self.arguments(peer, scenario)
+            arguments += ["--devices", size]
+            requests = scenario.quick if self.quick else scenario.requests
+            warmup = min(scenario.warmup, requests)
+            arguments += ["--requests", requests, "--warmup-requests", warmup]
+            attempts = []
+            for _ in range(1 if self.once else ATTEMPTS):
+                if not self.once:
+                    wait_for_quiet()
+                result = self.run_load(arguments)
+                spoilt = result["foreign_cores"] > FOREIGN_MAX
+                attempts.append((result, self.figures(peer, result), spoilt))
+                if not spoilt:
+                    break
+            else:
+                attempts.sort(key=lambda attempt: -attempt[0]["foreign_cores"])
+            return attempts
+        finally:
+            peer.stop()
+
+    def figures(self, peer, result):
+        if peer.process.pids() != peer.pids:
+            raise Failed(f"{peer.name} has changed its processes while it was measured")
+        spent = sum(result["cpu_ns"][str(pid)] for pid in peer.pids)
+        requests = result["requests"]
+        return {
+            "cpu_us": spent / requests / 1e3,
+            "cpu_ns_per_byte": spent / max(1, result["body_bytes"]),
+            "p99_us": result["latency_us"]["p99"],
+            "p99.9_us": result["latency_us"]["p99.9"],
+            "accepted_per_1000": result["origin_accepted"] * 1000 / requests,
+        }
+
+    def measure_idle(self, name, scenario):
+        """Resident bytes that each idle connection adds, after it has had one request."""
+        count = scenario.quick if self.quick else scenario.requests
+        # A large table leaves free memory behind when it is built, which would be used first.
+        peer = self.start(name, scenario, IDLE_DEVICES)
+        try:
+            peer.ready()
+            arguments = [*self.arguments(peer, scenario), "--devices", IDLE_DEVICES]
+            # Pools, code and allocator arenas that any traffic brings in are not the connections'.
+            self.run_load([*arguments, "--connections", IDLE_ACTIVE, "--requests", 3000])
+            load = Load(
+                self.load,
+                [*arguments, "--connections", count, "--active", IDLE_ACTIVE]
+                + ["--requests", count, "--gate"],
+            )
+            try:
+                load.line()
+                before = settled(peer.process.rss_bytes)
+                load.go_on()
+                result = load.line()
+                if result["errors"] or result["requests"] != count:
+                    raise Failed(f"wrong answers: {result}")
+                after = settled(peer.process.rss_bytes)
+                open_now = connections(peer.port)
+                if open_now < count:
+                    raise Failed(f"{name} holds {open_now} of {count} idle connections")
+            finally:
+                load.end()
+            result.update(rss_before=before, rss_after=after)
+            figures = {"bytes_per_connection": (after - before) / count, "resident_mb": after / 1e6}
+            return result, figures, False
+        finally:
+            peer.stop()
+
+    def measure_million(self, name, scenario):
+        """Time from start to the first answer, and resident bytes, of a table of a million."""
+        size = 100_000 if self.quick else MILLION
+        rss = {}
+        seconds = {}
+        for devices in (10_000, size):
+            self.table(devices)
+            begun = time.monotonic()
+            peer = self.start(name, scenario, devices)
+            try:
+                last = address(devices - 1)
+                peer.process.wait_until("serve", lambda: ask(peer.port, last) == 200)
+                seconds[devices] = time.monotonic() - begun
+                rss[devices] = settled(peer.process.rss_bytes)
+            finally:
+                peer.stop()
+        figures = {
+            "start_s": seconds[size],
+            "bytes_per_device": (rss[size] - rss[10_000]) / (size - 10_000),
+        }
+        return {"rss": rss, "seconds": seconds}, figures, False
+
+
+def wait_for_quiet():
+    """Returns once the machine has been idle for a moment, or the patience is over."""
+    deadline = time.monotonic() + QUIET_PATIENCE
+    while time.monotonic() < deadline:
+        begun, idle = time.monotonic(), idle_seconds()
+        time.sleep(0.3)
+        wall = time.monotonic() - begun
+        if os.cpu_count() * wall - (idle_seconds() - idle) < 2 * FOREIGN_MAX * wall:
+            return
+
+
+def idle_seconds():
+    """Idle time of all cores together since the machine started."""
+    with open("/proc/stat") as file:
+        fields = file.readline().split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
+def connections(port):
+    """Connections that are open on a local port."""
+    with open("/proc/net/tcp") as file:
+        rows = [line.split() for line in file]
+    ending = f":{port:04X}"
+    return sum(row[1].endswith(ending) and row[3] == "01" for row in rows)
+
+
+def settled(read):
+    """A figure once it no longer changes."""
+    last = read()
+    for _ in range(50):
+        time.sleep(0.1)
+        now = read()
+        if now == last:
+            return now
+        last = now
+    return last

@@ -1,0 +1,201 @@
+"""From raw lines to medians, ratios, a table and a picture.
+
+A ratio is taken inside one round; ratios of different rounds or runs are never mixed.
+"""
+
+from statistics import median
+
+from .scenarios import BY_NAME
+
+# The peers that have columns of their own; all others stand in a second table.
+COLUMNS = ("nginx", "haproxy")
+
+LABELS = {
+    "m2u": "m2u",
+    "nginx": "nginx",
+    "haproxy": "HAProxy",
+    "haproxy-splice": "HAProxy with splice",
+    "m2u-log": "m2u, log on",
+    "m2u-million": "m2u, 1 M devices",
+}
+
+
+def figures(lines):
+    """{scenario: {round: {peer: figures}}} of the windows that count."""
+    found = {}
+    for line in lines:
+        if line["counts"]:
+            rounds = found.setdefault(line["scenario"], {})
+            rounds.setdefault(line["round"], {})[line["peer"]] = line["figures"]
+    return found
+
+
+def ratios(rounds, peer, base, key):
+    pairs = [
+        (peers[peer][key], peers[base][key])
+        for peers in rounds.values()
+        if peer in peers and base in peers
+    ]
+    return [ours / theirs for ours, theirs in pairs if theirs > 0]
+
+
+def rows(lines):
+    """One entry for each figure, in the order of the scenarios."""
+    found = figures(lines)
+    for name, scenario in BY_NAME.items():
+        rounds = found.get(name)
+        if not rounds:
+            continue
+        ours = scenario.peers[0]
+        for metric in scenario.metrics:
+            values = {}
+            for peer in scenario.peers:
+                known = [peers[peer][metric.key] for peers in rounds.values() if peer in peers]
+                if known:
+                    values[peer] = median(known)
+            against = {}
+            for base in scenario.base:
+                every = ratios(rounds, ours, base, metric.key)
+                bound = metric.bounds.get(base)
+                if every:
+                    ratio = median(every)
+                    holds = None if bound is None else ratio <= bound
+                    against[base] = (ratio, bound, holds, min(every), max(every))
+            yield scenario, metric, ours, values, against
+
+
+def number(value):
+    if value is None:
+        return ""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 1 else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def label(peer):
+    return LABELS.get(peer, peer)
+
+
+def variants(lines, scenario, metric):
+    """m2u with other flags or another binary, each held against m2u."""
+    rounds = figures(lines).get(scenario.name, {})
+    names = {peer for peers in rounds.values() for peer in peers} - set(scenario.peers)
+    for name in sorted(names):
+        every = ratios(rounds, name, "m2u", metric.key)
+        if every:
+            value = median(peers[name][metric.key] for peers in rounds.values() if name in peers)
+            yield name, (value, (median(every), None, None, min(every), max(every)))
+
+
+def verdict(entry):
+    if entry is None:
+        return ""
+    ratio, bound, holds, low, high = entry
+    text = f"{ratio:.2f} ({low:.2f}-{high:.2f})"
+    if bound is None:
+        return text
+    return f"{text}, bound {bound:.2f}: " + ("holds" if holds else "**FALLS**")
+
+
+def summary(lines, environment, options):
+    out = ["# Side by side", ""]
+    if options.get("quick"):
+        out += ["Taken with `--quick`: shows that the tools work, measures nothing.", ""]
+    out += [f"- {key}: {value}" for key, value in environment.items()]
+    spoilt = sum(line["spoilt"] for line in lines)
+    kept = sum(line["spoilt"] and line["counts"] for line in lines)
+    out += [
+        f"- windows: {len(lines)}, of them spoilt by other work: {spoilt}, "
+        f"of those counted all the same because every attempt was spoilt: {kept}",
+        "",
+        "CPU is the proxy's own, user and system. Figures are medians over the rounds; a ratio is "
+        "m2u's figure over the peer's in the same round, its median, then lowest and highest.",
+        "",
+        "| scenario | figure | m2u | nginx | HAProxy | against nginx | against HAProxy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    falling = []
+    others = []
+    for scenario, metric, ours, values, against in rows(lines):
+        unit = f", {metric.unit}" if metric.unit else ""
+        title = f"{scenario.title} | {metric.title}{unit}"
+        shown = {peer: number(value * metric.scale) for peer, value in values.items()}
+        for base, entry in against.items():
+            if entry[2] is False:
+                falling.append(f"{scenario.name}, {metric.title}: {entry[0]:.2f} of {label(base)}")
+            if base not in COLUMNS:
+                others.append(
+                    f"| {title} | {label(ours)} {shown[ours]} | {label(base)} {shown[base]} "
+                    f"| {verdict(entry)} |"
+                )
+        for peer, entry in variants(lines, scenario, metric):
+            others.append(
+                f"| {title} | {label(peer)} {number(entry[0])} | m2u {shown['m2u']} "
+                f"| {verdict(entry[1])} |"
+            )
+        if any(base in COLUMNS for base in scenario.base):
+            figures = " | ".join(shown.get(peer, "") for peer in ("m2u", *COLUMNS))
+            verdicts = " | ".join(verdict(against.get(base)) for base in COLUMNS)
+            out.append(f"| {title} | {figures} | {verdicts} |")
+    if others:
+        out += [
+            "",
+            "| scenario | figure | this | beside | ratio |",
+            "| --- | --- | --- | --- | --- |",
+            *others,
+        ]
+    out += ["", "Falling rows: " + ("none." if not falling else "")]
+    out += [f"- {row}" for row in falling]
+    return "\n".join(out) + "\n"
+
+
+COLOURS = {"nginx": "#2f855a", "haproxy": "#2b6cb0"}
+
+
+def picture(lines):
+    """Bars of m2u's share of each peer's figure; the tick is the bound."""
+    bars = [
+        (f"{scenario.title}: {metric.title}", against)
+        for scenario, metric, _, _, against in rows(lines)
+        if any(base in COLUMNS and entry[1] for base, entry in against.items())
+    ]
+    left, scale, step = 400, 300, 34
+    height = 60 + step * len(bars)
+    width = left + scale * 1.5 + 60
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width:.0f}" height="{height}" fill="white"/>',
+        '<text x="10" y="20" font-size="14">m2u against nginx (green) and HAProxy (blue): '
+        "shorter is better, 1 is the peer, the tick is the bound</text>",
+    ]
+    for mark in (0, 0.5, 1, 1.5):
+        x = left + scale * mark
+        out.append(f'<line x1="{x}" y1="32" x2="{x}" y2="{height - 12}" stroke="#ccc"/>')
+        out.append(f'<text x="{x}" y="{height - 1}" text-anchor="middle">{mark:g}</text>')
+    for index, (title, against) in enumerate(bars):
+        y = 38 + step * index
+        out.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(title)}</text>')
+        for place, base in enumerate(COLUMNS):
+            entry = against.get(base)
+            if entry is None:
+                continue
+            ratio, bound, holds = entry[:3]
+            top = y + place * 12
+            length = scale * min(ratio, 1.5)
+            colour = COLOURS[base] if holds is not False else "#c53030"
+            out.append(
+                f'<rect x="{left}" y="{top}" width="{length:.1f}" height="10" fill="{colour}"/>'
+            )
+            out.append(f'<text x="{left + length + 6:.1f}" y="{top + 9}">{ratio:.2f}</text>')
+            if bound:
+                x = left + scale * bound
+                out.append(
+                    f'<line x1="{x:.1f}" y1="{top - 1}" x2="{x:.1f}" y2="{top + 11}" '
+                    'stroke="black" stroke-width="2"/>'
+                )
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def escape(text):
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,74 @@
+//! One worker a core: pinned, with a listening socket of its own, and serving.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{collections::BTreeSet, fs};
+
+use common::{
+    device,
+    gateway::{Gateway, PREAMBLE, acme},
+    upstream::Upstream,
+};
+
+/// Names of the process' worker threads, with the cores that each may run on.
+fn workers(process: u32) -> BTreeSet<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let statuses = tasks.map(|task| {
+        let path = task.unwrap().path().join("status");
+        fs::read_to_string(path).unwrap()
+    });
+    let of = |status: &str, key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap().trim().to_owned()
+    };
+    statuses
+        .map(|status| (of(&status, "Name:"), of(&status, "Cpus_allowed_list:")))
+        .filter(|(name, _)| name.starts_with("m2u-core-"))
+        .collect()
+}
+
+/// Sockets that listen on this port.
+fn listeners(port: u16) -> usize {
+    let local = format!(":{port:04X}");
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let columns = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Local address, state (0A: listening).
+    columns
+        .filter(|columns| columns[1].ends_with(&local) && columns[3] == "0A")
+        .count()
+}
+
+#[test]
+fn each_core_has_a_pinned_worker_with_a_socket_of_its_own() {
+    let upstream = Upstream::echo();
+    let usable: Vec<usize> = core_affinity::get_core_ids()
+        .unwrap()
+        .iter()
+        .map(|core| core.id)
+        .collect();
+    let last = usable.last().unwrap();
+    let one = last.to_string();
+    for (flags, cores) in [
+        (&[][..], &usable[..]),
+        (&["--cores", &one], std::slice::from_ref(last)),
+    ] {
+        let config = format!("{PREAMBLE}{}", acme(&upstream.url()));
+        let gateway = Gateway::start_with(&config, flags);
+        let expected: BTreeSet<_> = cores
+            .iter()
+            .map(|core| (format!("m2u-core-{core}"), core.to_string()))
+            .collect();
+        assert_eq!(workers(gateway.id()), expected);
+        assert_eq!(listeners(gateway.address().port()), cores.len());
+        for _ in 0..16 {
+            let request = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+            let answer = device::ask("127.0.0.7", gateway.address(), request);
+            assert_eq!(answer.status(), 200);
+        }
+        gateway.stop();
+    }
+}

@@ -1,0 +1,245 @@
+//! Which connections to servers may carry a next request, perhaps another device's: never one that
+//! a device may have logged in or left a body on, nor one whose address has been refused since.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs, io,
+    sync::{Mutex, mpsc},
+    thread,
+};
+
+use common::{
+    PATIENCE,
+    device::{self, Device},
+    gateway::{Gateway, PREAMBLE, account, acme, server},
+    upstream::{Conversation, Step, Upstream},
+    wait_until,
+};
+
+const PRESS: &str = "127.0.0.7";
+const OTHER: &str = "127.0.0.8";
+const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+
+/// A gateway with a single core, so that all devices share its idle connections.
+fn gateway(tables: &str, accounts: &str, flags: &[&str]) -> Gateway {
+    let flags = [&["--cores", "0"], flags].concat();
+    Gateway::start_with(&format!("{PREAMBLE}{tables}{accounts}"), &flags)
+}
+
+/// Answers each request; what stands behind `/challenge/` in its target as a challenge.
+fn challenge(conversation: &mut Conversation) -> Step {
+    while let Some(request) = conversation.request()? {
+        let challenge = request.target().strip_prefix("/challenge/");
+        let field = challenge.map_or_else(String::new, |value| {
+            let value = value.replace('/', " ");
+            format!("WWW-Authenticate: {value}\r\n")
+        });
+        let body = match request.first_line().starts_with("HEAD ") {
+            true => "",
+            false => "ok",
+        };
+        conversation.write(format!(
+            "HTTP/1.1 200 OK\r\n{field}Content-Length: 2\r\n\r\n{body}"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Whether the connection of `request` is used again for another device's.
+fn is_shared(extra: &str, request: &str) -> bool {
+    let upstream = Upstream::start(challenge);
+    let url = upstream.url();
+    let servers = server("m2u", &url) + extra;
+    let devices = [("press-07", PRESS), ("press-08", OTHER)];
+    let gateway = gateway("", &account("acme", &servers, &devices), &[]);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(request);
+    let answer = match request.starts_with("HEAD ") {
+        true => press.receive_head(),
+        false => press.receive(),
+    };
+    assert_eq!(answer.status(), 200, "{request}");
+    let answer = device::ask(OTHER, gateway.address(), GET);
+    assert_eq!((answer.status(), &*answer.text()), (200, "ok"), "{request}");
+    // The same device's next request has no claim to it either.
+    assert_eq!(press.ask(GET).status(), 200);
+    gateway.stop();
+    match upstream.connections() {
+        1 => true,
+        // The two requests that followed share the second one.
+        2 => false,
+        count => panic!("{count} connections after {request}"),
+    }
+}
+
+#[test]
+fn a_connection_that_a_request_may_log_in_is_not_shared() {
+    for (login, shared) in [
+        ("NTLM TlRMTVNTUAADAAAA", false),
+        ("ntlm TlRMTVNTUAADAAAA", false),
+        ("Negotiate YIIJvwYGKwYBBQUCoIIJszCC", false),
+        ("NEGOTIATE", false),
+        ("Basic YWNtZTpzZWNyZXQ=", true),
+        ("Bearer NTLM", true),
+        ("Negotiated YWJj", true),
+    ] {
+        let request = GET.replace("Host", &format!("Authorization: {login}\r\nHost"));
+        assert_eq!(is_shared("", &request), shared, "{login}");
+    }
+    // Where the server has a central login, no other one gets there.
+    let central = "login = { username = \"acme\", password = \"secret\" }\n";
+    let request = GET.replace("Host", "Authorization: NTLM TlRMTVNTUAADAAAA\r\nHost");
+    assert!(is_shared(central, &request));
+}
+
+#[test]
+fn a_connection_that_an_answer_may_log_in_is_not_shared() {
+    for (challenge, shared) in [
+        ("NTLM", false),
+        ("ntlm/TlRMTVNTUAACAAAA", false),
+        ("Negotiate", false),
+        ("negotiate/oRQwEqADCgEA", false),
+        ("Negotiate,NTLM", false),
+        ("Basic/realm=NTLM", true),
+        ("Bearer", true),
+    ] {
+        let request = GET.replace("GET /", &format!("GET /challenge/{challenge}"));
+        assert_eq!(is_shared("", &request), shared, "{challenge}");
+        // What a server says of itself counts whoever logs in.
+        let central = "login = { username = \"acme\", password = \"secret\" }\n";
+        assert_eq!(is_shared(central, &request), shared, "{challenge}");
+    }
+}
+
+#[test]
+fn a_connection_on_which_a_body_may_have_been_left_is_not_shared() {
+    let bodies = [
+        "Content-Length: 5\r\n\r\nhello",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ];
+    for (method, shared) in [
+        ("GET", false),
+        ("DELETE", false),
+        ("HEAD", false),
+        ("OPTIONS", false),
+        ("PUT", true),
+        ("POST", true),
+        ("PATCH", true),
+    ] {
+        for body in bodies {
+            let request = format!("{method} / HTTP/1.1\r\nHost: m2u\r\n{body}");
+            assert_eq!(is_shared("", &request), shared, "{method} {body}");
+        }
+        let request = format!("{method} / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 0\r\n\r\n");
+        assert!(is_shared("", &request), "{method} with an empty body");
+    }
+}
+
+#[test]
+fn a_connection_to_a_network_that_is_refused_since_is_not_used_again() {
+    let (arrived, told) = mpsc::channel();
+    let (go, wanted) = mpsc::channel();
+    let (arrived, wanted) = (Mutex::new(arrived), Mutex::new(wanted));
+    let upstream = Upstream::start(move |conversation| {
+        while conversation.request()?.is_some() {
+            arrived.lock().unwrap().send(()).map_err(io::Error::other)?;
+            wanted.lock().unwrap().recv().map_err(io::Error::other)?;
+            conversation.answer("ok")?;
+        }
+        Ok(())
+    });
+    let mut gateway = gateway("", &acme(&upstream.url()), &[]);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(GET);
+    told.recv_timeout(PATIENCE).unwrap();
+
+    let refusing = PREAMBLE.replacen("[\"127.0.0.0/8\"]", "[]", 1);
+    let path = gateway.path("m2u.toml");
+    fs::write(path, format!("{refusing}{}", acme(&upstream.url()))).unwrap();
+    gateway.signal("HUP");
+    gateway.wait_for_log("m2u: reloaded");
+    // What is under way may end, and its connection is kept as it was made before the reload.
+    go.send(()).unwrap();
+    assert_eq!(press.receive().status(), 200);
+    for source in [PRESS, OTHER] {
+        let answer = device::ask(source, gateway.address(), GET);
+        assert_eq!(answer.status(), 502);
+        assert_eq!(answer.token(), Some("destination_ip_prohibited"));
+    }
+    assert_eq!(
+        press.ask(GET).token(),
+        Some("destination_ip_prohibited"),
+        "the connection of a device that stays is no way around either"
+    );
+    assert_eq!(upstream.requests().len(), 1);
+    wait_until("the old connection to end", || upstream.open() == 0);
+    gateway.stop();
+}
+
+/// Lets `count` requests by slots arrive at once, then answers them all; waits until no more than
+/// `kept` connections are left, and shows that these are used again.
+fn keeps(limits: &str, flags: &[&str], slots: &[&str], kept: usize) {
+    let (go, wanted) = mpsc::channel::<()>();
+    let wanted = Mutex::new(wanted);
+    let upstream = Upstream::start(move |conversation| {
+        while conversation.request()?.is_some() {
+            // Ends for all once the test lets go.
+            let _ = wanted.lock().unwrap().recv();
+            conversation.answer("ok")?;
+        }
+        Ok(())
+    });
+    // Other names make other servers of one address.
+    let address = format!("address = [\"{}\"]\n", upstream.address);
+    let named = |slot: &str| server(slot, &format!("http://{slot}.example")) + &address;
+    let servers = ["m2u", "m2u2", "m2u3"].map(named).concat();
+    let accounts = account("acme", &servers, &[("press-07", PRESS)]);
+    let gateway = gateway(limits, &accounts, flags);
+    let ask = |slot: &str| {
+        let request = GET.replace("m2u", slot);
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(request);
+        press
+    };
+    let devices: Vec<Device> = slots.iter().map(|slot| ask(slot)).collect();
+    wait_until("all requests", || upstream.requests().len() == slots.len());
+    assert_eq!(upstream.connections(), slots.len());
+    drop(go);
+    let answers = devices.into_iter().map(|mut device| {
+        thread::spawn(move || {
+            assert_eq!(device.receive().status(), 200);
+        })
+    });
+    answers.for_each(|answer| answer.join().unwrap());
+    wait_until("what is too many to end", || upstream.open() == kept);
+    // One after the other, each slot once: those kept are used, the others made anew.
+    let before = upstream.connections();
+    let mut asked: Vec<&str> = slots.to_vec();
+    asked.dedup();
+    for slot in &asked {
+        assert_eq!(ask(slot).receive().status(), 200);
+    }
+    let made = upstream.connections() - before;
+    assert_eq!(made, asked.len() - kept.min(asked.len()), "{slots:?}");
+    gateway.stop();
+}
+
+#[test]
+fn idle_connections_are_bounded_for_each_server() {
+    let two = "[limits]\npool_per_server = 2\n";
+    keeps(two, &[], &["m2u"; 5], 2);
+    keeps("[limits]\npool_per_server = 0\n", &[], &["m2u"; 3], 0);
+    // Each server has its own.
+    let slots = ["m2u", "m2u", "m2u", "m2u2", "m2u2", "m2u2"];
+    keeps(two, &[], &slots, 4);
+}
+
+#[test]
+fn idle_connections_are_bounded_in_all() {
+    let flags = ["--pool-per-core", "2"];
+    keeps("", &flags, &["m2u", "m2u2", "m2u3"], 2);
+    keeps("", &["--pool-per-core", "0"], &["m2u", "m2u2"], 0);
+}
