@@ -10,6 +10,8 @@ use proxy_header::{Error, ParseConfig, Protocol, ProxyHeader};
 use crate::limits;
 
 const SIGNATURE_V1: &[u8] = b"PROXY ";
+/// Bytes of the longest version 1 header, CRLF included.
+const LINE_V1_BYTES_MAX: usize = 107;
 const SIGNATURE_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Bytes of a version 2 header before its addresses.
 const FIXED_V2: usize = 16;
@@ -44,7 +46,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, BadHeader> {
         allow_v2: true,
     };
     let length_max = announced_length(bytes).unwrap_or(limits::PROXY_HEADER_BYTES_MAX);
-    if !signed || length_max > limits::PROXY_HEADER_BYTES_MAX {
+    if !signed || is_broken_line(bytes) || length_max > limits::PROXY_HEADER_BYTES_MAX {
         return Err(BadHeader);
     }
     match ProxyHeader::parse(bytes, config) {
@@ -75,6 +77,17 @@ fn is_ended_line(bytes: &[u8]) -> bool {
     bytes.starts_with(SIGNATURE_V1) && memchr::memchr(b'\n', bytes).is_some()
 }
 
+/// Whether a version 1 header is too long, or has a line feed without CR: the library would read on
+/// to the next CRLF, if that has come.
+fn is_broken_line(bytes: &[u8]) -> bool {
+    let line = &bytes[..bytes.len().min(LINE_V1_BYTES_MAX)];
+    line.starts_with(SIGNATURE_V1)
+        && match memchr::memchr(b'\n', line) {
+            Some(line_feed) => line[line_feed - 1] != b'\r',
+            None => line.len() == LINE_V1_BYTES_MAX,
+        }
+}
+
 /// Length of a version 2 header as it says itself; `None` before it has, and for version 1.
 fn announced_length(bytes: &[u8]) -> Option<usize> {
     match bytes.get(..FIXED_V2)? {
@@ -98,6 +111,7 @@ mod tests {
     #[test]
     fn headers_are_read_at_every_cut() {
         let v4 = [10, 8, 0, 7, 10, 8, 0, 2, 0x30, 0x39, 0, 80];
+        let longest = [b"PROXY UNKNOWN ".to_vec(), vec![b'x'; 91], b"\r\n".to_vec()].concat();
         let with_extras = [&v4[..], &[0x04, 0, 3, b'a', b'b', b'c']].concat();
         for (header, source) in [
             (
@@ -109,6 +123,7 @@ mod tests {
                 Some("[2001:db8::7]:9"),
             ),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
+            (longest, None),
             (v2(0x21, 0x11, &v4), Some("10.8.0.7:12345")),
             (v2(0x21, 0x11, &with_extras), Some("10.8.0.7:12345")),
             (v2(0x20, 0x00, &[]), None),
@@ -140,6 +155,8 @@ mod tests {
             b"PROXY TCP4 10.8.0.700 10.8.0.2 1 2\r\n".to_vec(),
             b"PROXY TCP4 10.8.0.7 10.8.0.2 1 2\rx".to_vec(),
             [b"PROXY UNKNOWN".to_vec(), vec![b'x'; 200]].concat(),
+            [b"PROXY UNKNOWN ".to_vec(), vec![b'x'; 92], b"\r\n".to_vec()].concat(),
+            b"PROXY UNKNOWN\nGET / HTTP/1.1\r\n".to_vec(),
             b"\r\n\r\nGET".to_vec(),
             v2(0x31, 0x11, &[0; 12]),
             v2(0x21, 0x12, &[0; 12]),

@@ -71,11 +71,18 @@ pub struct Answer<'a> {
 }
 
 /// What a final head decided; the head is in the outbox.
-struct Start {
-    intake: Intake,
-    delivered: Body,
-    downstream: Persist,
-    upstream: Persist,
+#[derive(Debug)]
+pub struct Start {
+    /// Status of the answer.
+    pub status: u16,
+    /// What is still to come of the body.
+    pub intake: Intake,
+    /// How the body is framed for the device.
+    pub delivered: Body,
+    /// Whether the device's connection may go on.
+    pub downstream: Persist,
+    /// Whether the server's connection may carry another request.
+    pub upstream: Persist,
 }
 
 /// Why there is no final head.
@@ -86,8 +93,11 @@ enum NoHead {
 }
 
 /// What a complete head turned out to be.
-enum Heard {
-    Interim,
+#[derive(Debug)]
+pub enum Heard {
+    /// Another one follows; this is what it leaves of the server's connection.
+    Interim(Persist),
+    /// The answer itself.
     Final(Start),
 }
 
@@ -160,7 +170,7 @@ impl<'a> Answer<'a> {
                 Ok(Some(length)) if length <= head_bytes_max => {
                     match self.hear(length, outbox).map_err(NoHead::Failed)? {
                         Heard::Final(start) => return Ok(start),
-                        Heard::Interim => interims += 1,
+                        Heard::Interim(_) => interims += 1,
                     }
                     if interims > limits::INTERIM_RESPONSES_MAX {
                         return Err(NoHead::Failed(Failure::ResponseMalformed));
@@ -215,82 +225,36 @@ impl<'a> Answer<'a> {
 
     /// Reads the head that is the first `length` bytes received, and writes it anew.
     fn hear(&mut self, length: usize, outbox: &mut Vec<u8>) -> Result<Heard, Failure> {
-        let (plan, flow) = (self.plan, self.flow);
-        let (head, rest) = self.received.split_at_mut(length);
-        let mut space = head::field_space();
-        let response = Response::parse(head, &mut space, self.shard.limits.fields, plan.to_head())
-            .map_err(|error| match error {
-                HeadError::TooManyFields => Failure::ResponseHeadTooLarge,
-                _ => Failure::ResponseMalformed,
-            })?;
-        let upstream = &plan.route.upstream;
-        let origin = Origin {
-            server: location::Server {
-                scheme: upstream.scheme,
-                host: upstream.host.as_bytes(),
-                port: upstream.port,
-                base_path: &plan.route.base_path,
-            },
-            authority: plan.authority.as_bytes(),
-        };
+        let (shard, flow) = (self.shard, self.flow);
+        let may_keep = flow.request.get() == RequestPhase::Sent && !shard.is_draining();
+        let fields_max = shard.limits.fields;
         if outbox.capacity() == 0 {
-            *outbox = self.shard.buffers.take_relay();
+            *outbox = shard.buffers.take_relay();
         }
-        outbox.clear();
-        if response.is_interim() {
-            // Nobody was offered another protocol (RFC 9110 §15.2.2).
-            if response.status == 101 {
-                return Err(Failure::ResponseMalformed);
+        let mut heard = hear(
+            self.plan,
+            &mut self.received,
+            length,
+            fields_max,
+            may_keep,
+            outbox,
+        )?;
+        match &mut heard {
+            Heard::Interim(persist) => {
+                flow.interim.set(true);
+                if *persist == Persist::Close {
+                    self.interim_persist = Persist::Close;
+                }
             }
-            flow.interim.set(true);
-            if response.persist == Persist::Close {
-                self.interim_persist = Persist::Close;
+            Heard::Final(start) => {
+                if self.interim_persist == Persist::Close {
+                    start.upstream = Persist::Close;
+                }
+                flow.tally.status.set(start.status);
+                flow.tally.sent.set(start.intake.taken());
             }
-            let delivery = Delivery {
-                body: Body::Absent,
-                connection: None,
-            };
-            rewrite::write_response(outbox, &response, &origin, delivery);
-            return Ok(Heard::Interim);
         }
-
-        let delivered = self_framed(response.body, plan.version);
-        let keeps = flow.request.get() == RequestPhase::Sent
-            && plan.persist == Persist::Keep
-            && delivered != Body::UntilClose
-            && !self.shard.is_draining();
-        let connection: Option<&'static [u8]> = match (keeps, plan.version) {
-            (false, _) => Some(b"Connection: close\r\n"),
-            (true, Version::Http10) => Some(b"Connection: keep-alive\r\n"),
-            (true, Version::Http11) => None,
-        };
-        let body = announced(&response, delivered, plan);
-        rewrite::write_response(outbox, &response, &origin, Delivery { body, connection });
-
-        let mut intake = Intake::new(response.body, u64::MAX);
-        let piece = intake
-            .take(rest, 0)
-            .map_err(|_| Failure::ResponseMalformed)?;
-        let (payload, is_last) = (&rest[piece.payload], intake.is_done());
-        if response.body != Body::Absent {
-            relay::append_framed(outbox, payload, delivered, is_last);
-        }
-        flow.tally.status.set(response.status);
-        flow.tally.sent.set(intake.taken());
-        // Bytes behind the end belong to no request that was sent.
-        let clean = piece.end == rest.len()
-            && response.body != Body::UntilClose
-            && self.interim_persist == Persist::Keep;
-        Ok(Heard::Final(Start {
-            intake,
-            delivered,
-            downstream: if keeps { Persist::Keep } else { Persist::Close },
-            upstream: if clean && plan.upstream == Persist::Keep {
-                response.persist
-            } else {
-                Persist::Close
-            },
-        }))
+        Ok(heard)
     }
 
     /// Passes an interim answer on to a device that knows what it is (RFC 9110 §15.2).
@@ -315,6 +279,7 @@ impl<'a> Answer<'a> {
             delivered,
             downstream,
             mut upstream,
+            ..
         } = start;
         // Where only the close tells the end, an orderly one would be a lie.
         let (cut, after_cut) = match delivered {
@@ -422,6 +387,87 @@ impl<'a> Answer<'a> {
             self.device_watch.shutdown(Side::Read);
         }
     }
+}
+
+/// Reads the answer's head that is the first `length` bytes of `received`, and writes it anew to
+/// `outbox`, with what came of the body behind it.
+///
+/// `may_keep` says whether the device's connection could go on after this answer.
+///
+/// # Errors
+/// [`Failure`]: the server's fault; the device must see nothing of this answer, whatever the outbox
+/// holds by then.
+pub fn hear(
+    plan: &Plan<'_>,
+    received: &mut [u8],
+    length: usize,
+    fields_max: usize,
+    may_keep: bool,
+    outbox: &mut Vec<u8>,
+) -> Result<Heard, Failure> {
+    let (head, rest) = received.split_at_mut(length);
+    let mut space = head::field_space();
+    let response = Response::parse(head, &mut space, fields_max, plan.to_head()).map_err(
+        |error| match error {
+            HeadError::TooManyFields => Failure::ResponseHeadTooLarge,
+            _ => Failure::ResponseMalformed,
+        },
+    )?;
+    let upstream = &plan.route.upstream;
+    let origin = Origin {
+        server: location::Server {
+            scheme: upstream.scheme,
+            host: upstream.host.as_bytes(),
+            port: upstream.port,
+            base_path: &plan.route.base_path,
+        },
+        authority: plan.authority.as_bytes(),
+    };
+    outbox.clear();
+    if response.is_interim() {
+        // Nobody was offered another protocol (RFC 9110 §15.2.2).
+        if response.status == 101 {
+            return Err(Failure::ResponseMalformed);
+        }
+        let delivery = Delivery {
+            body: Body::Absent,
+            connection: None,
+        };
+        rewrite::write_response(outbox, &response, &origin, delivery);
+        return Ok(Heard::Interim(response.persist));
+    }
+
+    let delivered = self_framed(response.body, plan.version);
+    let keeps = may_keep && plan.persist == Persist::Keep && delivered != Body::UntilClose;
+    let connection: Option<&'static [u8]> = match (keeps, plan.version) {
+        (false, _) => Some(b"Connection: close\r\n"),
+        (true, Version::Http10) => Some(b"Connection: keep-alive\r\n"),
+        (true, Version::Http11) => None,
+    };
+    let body = announced(&response, delivered, plan);
+    rewrite::write_response(outbox, &response, &origin, Delivery { body, connection });
+
+    let mut intake = Intake::new(response.body, u64::MAX);
+    let piece = intake
+        .take(rest, 0)
+        .map_err(|_| Failure::ResponseMalformed)?;
+    let (payload, is_last) = (&rest[piece.payload], intake.is_done());
+    if response.body != Body::Absent {
+        relay::append_framed(outbox, payload, delivered, is_last);
+    }
+    // Bytes behind the end belong to no request that was sent.
+    let clean = piece.end == rest.len() && response.body != Body::UntilClose;
+    Ok(Heard::Final(Start {
+        status: response.status,
+        intake,
+        delivered,
+        downstream: if keeps { Persist::Keep } else { Persist::Close },
+        upstream: if clean && plan.upstream == Persist::Keep {
+            response.persist
+        } else {
+            Persist::Close
+        },
+    }))
 }
 
 /// A piece ready to be sent.

@@ -46,6 +46,65 @@ enum Stop {
     Failed(Failure),
 }
 
+/// Looks for the next head in what a device sends, piece by piece.
+#[derive(Debug, Default)]
+pub struct HeadSearch {
+    /// Bytes of the inbox that were looked at before.
+    scanned: usize,
+    /// Bytes of empty lines thrown away so far.
+    skipped: usize,
+}
+
+/// What an inbox begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing; no request has begun.
+    Nothing,
+    /// A part of a head.
+    Part,
+    /// A whole head of so many bytes.
+    Head(usize),
+}
+
+impl HeadSearch {
+    /// Looks at an inbox that grew behind what was seen before; empty lines leave it.
+    ///
+    /// # Errors
+    /// [`Failure`]: the device's fault; answered, then close.
+    pub fn look(&mut self, inbox: &mut Vec<u8>, head_bytes_max: usize) -> Result<Found, Failure> {
+        // Looked for each time: the first of them may have come in two pieces.
+        let empty = head::leading_empty_lines(inbox);
+        if empty > 0 {
+            inbox.drain(..empty);
+            self.scanned = 0;
+            self.skipped += empty;
+            if self.skipped > limits::EMPTY_LINES_BYTES_MAX {
+                return Err(Failure::MalformedHead);
+            }
+        }
+        if inbox.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        match head::find_end(inbox, self.scanned)? {
+            Some(length) if length <= head_bytes_max => Ok(Found::Head(length)),
+            None if inbox.len() < head_bytes_max => {
+                self.scanned = inbox.len();
+                Ok(Found::Part)
+            }
+            _ => Err(oversize(inbox, head_bytes_max)),
+        }
+    }
+}
+
+/// Whether the request line alone is over the limit, or the fields that follow it.
+fn oversize(inbox: &[u8], head_bytes_max: usize) -> Failure {
+    let looked_at = inbox.len().min(head_bytes_max);
+    match memchr::memchr(b'\n', &inbox[..looked_at]) {
+        None => Failure::TargetTooLong,
+        Some(_) => Failure::HeadTooLarge,
+    }
+}
+
 /// Serves a device until its connection ends; says why it did.
 pub async fn serve(
     shard: &Rc<Shard>,
@@ -146,43 +205,24 @@ impl Device {
 
     /// Receives until the inbox begins with a whole head; answers its length.
     async fn next_head(&mut self, shard: &Shard) -> Result<usize, Stop> {
-        let mut scanned = 0;
-        let mut skipped = 0;
+        let mut search = HeadSearch::default();
         let mut due = None;
         loop {
-            // Looked for each time: the first of them may have come in two pieces.
-            let empty = head::leading_empty_lines(&self.inbox);
-            if empty > 0 {
-                self.inbox.drain(..empty);
-                scanned = 0;
-                skipped += empty;
-                if skipped > limits::EMPTY_LINES_BYTES_MAX {
-                    return Err(Stop::Failed(Failure::MalformedHead));
+            match search
+                .look(&mut self.inbox, shard.limits.head_bytes)
+                .map_err(Stop::Failed)?
+            {
+                Found::Head(length) => return Ok(length),
+                Found::Nothing => {
+                    due = None;
+                    self.receive_first(shard).await?;
+                }
+                Found::Part => {
+                    let due =
+                        *due.get_or_insert_with(|| shard.deadlines.due_in(shard.timeouts.head));
+                    self.receive_more(shard, due).await?;
                 }
             }
-            if self.inbox.is_empty() {
-                due = None;
-                self.receive_first(shard).await?;
-                continue;
-            }
-            match head::find_end(&self.inbox, scanned) {
-                Ok(Some(length)) if length <= shard.limits.head_bytes => return Ok(length),
-                Ok(None) if self.inbox.len() < shard.limits.head_bytes => {}
-                Ok(_) => return Err(Stop::Failed(self.oversize(shard))),
-                Err(error) => return Err(Stop::Failed(error.into())),
-            }
-            scanned = self.inbox.len();
-            let due = *due.get_or_insert_with(|| shard.deadlines.due_in(shard.timeouts.head));
-            self.receive_more(shard, due).await?;
-        }
-    }
-
-    /// Whether the request line alone is over the limit, or the fields that follow it.
-    fn oversize(&self, shard: &Shard) -> Failure {
-        let looked_at = self.inbox.len().min(shard.limits.head_bytes);
-        match memchr::memchr(b'\n', &self.inbox[..looked_at]) {
-            None => Failure::TargetTooLong,
-            Some(_) => Failure::HeadTooLarge,
         }
     }
 

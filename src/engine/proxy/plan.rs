@@ -3,8 +3,10 @@
 //!
 //! Synchronous from end to end, over one snapshot. What a plan holds outlives the request's head.
 
+use std::net::IpAddr;
+
 use super::{
-    device::Device,
+    device::{Device, Noted},
     failure::Failure,
     relay::{self, BodyError, Intake},
 };
@@ -15,7 +17,7 @@ use crate::{
             authority::{self, Named},
             framing::{Body, Version},
             head::{self, Method, Persist, Request},
-            rewrite::UpstreamHead,
+            rewrite::{REQUEST_ID_BYTES, UpstreamHead},
             target,
         },
         shard::Shard,
@@ -108,10 +110,7 @@ impl Refusal {
     }
 }
 
-/// Decides everything about a request, and writes its head and what came of its body to `outbox`.
-///
-/// The head, and the part of the body that came with it, leave the inbox. Answers the plan, and
-/// what is still to come of the body.
+/// Decides everything about a request of `device`, as [`decide`] has it.
 ///
 /// # Errors
 /// [`Refusal`]: the request is answered by the gateway, and no server hears of it.
@@ -123,9 +122,55 @@ pub fn prepare<'s>(
     outbox: &mut Vec<u8>,
 ) -> Result<(Plan<'s>, Intake), Refusal> {
     device.noted.clear();
-    let (head, rest) = device.inbox.split_at_mut(head_bytes);
+    let sender = Sender {
+        source: device.source,
+        slot: device.slot,
+        fields_max: shard.limits.fields,
+        noted: shard.is_logging().then_some(&mut device.noted),
+    };
+    let request_id = || shard.next_request_id();
+    decide(
+        snapshot,
+        sender,
+        &mut device.inbox,
+        head_bytes,
+        request_id,
+        outbox,
+    )
+}
+
+/// Who sent a request, and what holds for it before it is read.
+#[derive(Debug)]
+pub struct Sender<'n> {
+    /// The address that speaks.
+    pub source: IpAddr,
+    /// The slot of requests that name no host.
+    pub slot: Slot,
+    /// Fields of a head at most.
+    pub fields_max: usize,
+    /// Where method and path are kept for the access log, if there is one.
+    pub noted: Option<&'n mut Noted>,
+}
+
+/// Decides everything about the request whose head is the inbox's first `head_bytes`, and writes
+/// its head and what came of its body to `outbox`.
+///
+/// The head, and the part of the body that came with it, leave the inbox. Answers the plan, and
+/// what is still to come of the body. `request_id` is asked only for a request that will be sent.
+///
+/// # Errors
+/// [`Refusal`]: no server may hear of the request, whatever the outbox holds by then.
+pub fn decide<'s>(
+    snapshot: &'s Snapshot,
+    sender: Sender<'_>,
+    inbox: &mut Vec<u8>,
+    head_bytes: usize,
+    request_id: impl FnOnce() -> [u8; REQUEST_ID_BYTES],
+    outbox: &mut Vec<u8>,
+) -> Result<(Plan<'s>, Intake), Refusal> {
+    let (head, rest) = inbox.split_at_mut(head_bytes);
     let mut space = head::field_space();
-    let request = Request::parse(head, &mut space, shard.limits.fields)
+    let request = Request::parse(head, &mut space, sender.fields_max)
         .map_err(|error| Refusal::closing(error.into()))?;
     let to_head = request.method == Method::Head;
     let refuse = |failure| Refusal {
@@ -137,8 +182,8 @@ pub fn prepare<'s>(
     }
     let malformed = || refuse(Failure::MalformedHead);
     let target = target::parse(request.target).map_err(|_| malformed())?;
-    if shard.is_logging() {
-        device.noted.keep(request.method_name, target.path);
+    if let Some(noted) = sender.noted {
+        noted.keep(request.method_name, target.path);
     }
     let asks_for_all = request.method == Method::Options && target.path.is_empty();
     // RFC 9112 §3.2.4: an absolute form without a path is the asterisk of a server further on.
@@ -146,7 +191,7 @@ pub fn prepare<'s>(
     if path == b"*" && request.method != Method::Options {
         return Err(malformed());
     }
-    let identity = snapshot.identities.resolve(device.source);
+    let identity = snapshot.identities.resolve(sender.source);
     let identity = identity.ok_or_else(|| refuse(Failure::NoLease))?;
 
     // A refusal keeps the connection only if nothing of its request is still to come.
@@ -156,7 +201,7 @@ pub fn prepare<'s>(
     } else {
         Persist::Close
     };
-    let outcome = route(&request, &target, snapshot, device.slot, identity.account);
+    let outcome = route(&request, &target, snapshot, sender.slot, identity.account);
     let route = match outcome {
         Ok(route) => route,
         Err(failure) if failure.persist() == Persist::Keep && persist == Persist::Keep => {
@@ -165,7 +210,7 @@ pub fn prepare<'s>(
                 to_head,
                 persist,
             };
-            device.inbox.drain(..head_bytes);
+            inbox.drain(..head_bytes);
             return Err(refusal);
         }
         Err(failure) => return Err(refuse(failure)),
@@ -177,7 +222,7 @@ pub fn prepare<'s>(
         return Err(refuse(Failure::BodyTooLarge));
     }
 
-    let request_id = shard.next_request_id();
+    let request_id = request_id();
     UpstreamHead {
         request: &request,
         path,
@@ -200,7 +245,7 @@ pub fn prepare<'s>(
     let mut intake = Intake::new(plan.body, route.body_bytes_max);
     let piece = intake.take(rest, 0).map_err(|error| refuse(error.into()))?;
     relay::append_framed(outbox, &rest[piece.payload], plan.body, intake.is_done());
-    device.inbox.drain(..head_bytes + piece.end);
+    inbox.drain(..head_bytes + piece.end);
     Ok((plan, intake))
 }
 
