@@ -133,6 +133,14 @@ pub const TLS_PARKED_BYTES: usize = 2 * TLS_RECORD_BYTES;
 /// Bytes of handshake that one flight is given at first; grows if a chain is longer.
 pub const TLS_FLIGHT_BYTES: usize = 4_096;
 
+/// Bytes of a plain body still to come from which on it is moved inside the kernel, if no flag
+/// says.
+pub const SPLICE_BYTES_DEFAULT: u64 = 65_536;
+/// Bytes that one pipe holds: what is moved in one piece at most.
+pub const PIPE_BYTES: usize = 262_144;
+/// Spare pipes that one core keeps; each is two descriptors.
+pub const SPARE_PIPES_MAX: usize = 64;
+
 /// Ring entries if no flag says.
 pub const RING_ENTRIES_DEFAULT: u32 = 4_096;
 /// Entries of the smallest ring: below it a core would submit every few operations.

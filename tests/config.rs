@@ -568,6 +568,8 @@ fn wrong_usage_is_told_apart_from_refusal() {
     for flags in [
         ["--ring-entries", "100"],
         ["--relay-bytes", "1"],
+        ["--splice-threshold", "0"],
+        ["--splice-threshold", "some"],
         ["--cores", "3-0"],
         ["--listen", "localhost:80"],
         ["--domain", "10.8.0.1"],

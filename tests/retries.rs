@@ -18,6 +18,7 @@ use common::{
     upstream::{self, Conversation, Step, Upstream},
     wait_until,
 };
+use socket2::SockRef;
 
 const PRESS: &str = "127.0.0.7";
 const OTHER: &str = "127.0.0.8";
@@ -121,6 +122,58 @@ fn a_server_that_speaks_unasked_is_not_asked_again() {
         told.recv().unwrap();
         wait_until_disturbed(upstream.address);
         assert_eq!(upstream.connections(), number);
+    }
+    gateway.stop();
+}
+
+/// An answer whose body ends beyond the gateway's first receive.
+fn long_answer() -> Vec<u8> {
+    let body = "m".repeat(5_000);
+    format!("HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n{body}").into_bytes()
+}
+
+/// What stands behind the body's last byte, in the same segment, must not be there for a request
+/// that follows at once.
+#[test]
+fn what_follows_an_answer_is_nobodys_even_for_a_request_that_waits_already() {
+    let upstream = Upstream::start(|conversation| {
+        while conversation.request()?.is_some() {
+            let forged = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged";
+            conversation.write([&long_answer()[..], forged].concat())?;
+        }
+        Ok(())
+    });
+    let gateway = gateway("", &acme(&upstream.url()));
+    for _ in 0..20 {
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(GET.repeat(3));
+        for _ in 0..3 {
+            let answer = press.receive();
+            assert_eq!((answer.status(), answer.body.len()), (200, 5_000));
+        }
+    }
+    gateway.stop();
+}
+
+/// A server that ends its connection in the segment that ends its answer costs a waiting request
+/// nothing, and that request may not be repeated.
+#[test]
+fn an_end_behind_an_answer_is_seen_by_a_request_that_waits_already() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.request()?;
+        let socket = SockRef::from(conversation.socket());
+        socket.set_tcp_cork(true)?;
+        conversation.write(long_answer())?;
+        conversation.cut()
+    });
+    let gateway = gateway("", &acme(&upstream.url()));
+    for _ in 0..20 {
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(POST.repeat(3));
+        for _ in 0..3 {
+            let answer = press.receive();
+            assert_eq!((answer.status(), answer.body.len()), (200, 5_000));
+        }
     }
     gateway.stop();
 }

@@ -76,6 +76,11 @@ pub struct Overrides {
     #[arg(long, value_name = "BYTES", value_parser = relay_bytes, help_heading = "Tuning")]
     pub relay_bytes: Option<usize>,
 
+    /// Bytes of a plain body still to come from which on it is moved inside the kernel, by
+    /// splice(2), instead of copied; "off" copies all [default: 65536]
+    #[arg(long, value_name = "BYTES", value_parser = splice_threshold, help_heading = "Tuning")]
+    pub splice_threshold: Option<u64>,
+
     /// Idle connections to servers that each core keeps, all servers together, 0 to 4096
     /// [default: 4096]
     #[arg(long, value_name = "NUMBER", value_parser = pool_per_core, help_heading = "Tuning")]
@@ -111,6 +116,7 @@ impl Overrides {
                 .defer_taskrun
                 .map_or(default.defer_taskrun, |switch| switch == Switch::On),
             relay_bytes: self.relay_bytes.unwrap_or(default.relay_bytes),
+            splice_bytes: self.splice_threshold.unwrap_or(default.splice_bytes),
             pool_per_core: self.pool_per_core.unwrap_or(default.pool_per_core),
             nameserver: self.nameserver.or(default.nameserver),
         }
@@ -172,6 +178,18 @@ fn ring_entries(text: &str) -> Result<u32, String> {
         false => Err(format!(
             "is no power of two; write {}",
             entries.next_power_of_two()
+        )),
+    }
+}
+
+/// A number of bytes, at least one; off is more than any body has.
+fn splice_threshold(text: &str) -> Result<u64, String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        _ if text == "off" => Ok(u64::MAX),
+        Ok(bytes) if plain && bytes > 0 => Ok(bytes),
+        _ => Err(format!(
+            "{text:?} is neither a number of bytes, such as 65536, nor off"
         )),
     }
 }

@@ -376,6 +376,8 @@ pub struct Tuning {
     pub defer_taskrun: bool,
     /// Bytes of a relay buffer.
     pub relay_bytes: usize,
+    /// Bytes of a plain body still to come from which on it is moved inside the kernel.
+    pub splice_bytes: u64,
     /// Idle upstream connections of one core, all servers together.
     pub pool_per_core: usize,
     /// A name server to ask instead of the system's.
@@ -389,6 +391,7 @@ impl Default for Tuning {
             ring_entries: limits::RING_ENTRIES_DEFAULT,
             defer_taskrun: true,
             relay_bytes: limits::RELAY_BYTES_DEFAULT,
+            splice_bytes: limits::SPLICE_BYTES_DEFAULT,
             pool_per_core: limits::POOL_PER_CORE_MAX,
             nameserver: None,
         }

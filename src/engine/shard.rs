@@ -10,7 +10,9 @@ use std::{
 };
 
 use super::{
-    admission::Admission, http1::rewrite::REQUEST_ID_BYTES, net::deadline::Deadlines,
+    admission::Admission,
+    http1::rewrite::REQUEST_ID_BYTES,
+    net::{deadline::Deadlines, pipe::Pipes},
     upstream::pool::Pools,
 };
 use crate::{
@@ -32,6 +34,10 @@ pub struct Shard {
     pub pools: Pools,
     /// Spare buffers.
     pub buffers: Buffers,
+    /// Spare pipes.
+    pub pipes: Pipes,
+    /// Bytes of a plain body still to come from which on it is moved inside the kernel.
+    pub splice_bytes: u64,
     /// Durations that apply where a server does not set its own.
     pub timeouts: Timeouts,
     /// Sizes and counts that apply where a server does not set its own.
@@ -77,6 +83,8 @@ impl Shard {
         Rc::new(Self {
             pools: Pools::new(&deadlines, limits.pool_per_server, tuning.pool_per_core),
             buffers: Buffers::new(tuning.relay_bytes, limits.head_bytes),
+            pipes: Pipes::default(),
+            splice_bytes: tuning.splice_bytes,
             deadlines,
             timeouts,
             limits,
@@ -125,6 +133,7 @@ impl Shard {
     pub fn sweep(&self) {
         self.deadlines.sweep();
         self.pools.sweep();
+        self.pipes.sweep();
         self.buffers.sweep();
         if let Some(log) = &mut *self.log.borrow_mut() {
             log.flush();

@@ -190,6 +190,13 @@ fn tuning(out: &mut String, tuning: &Tuning) {
         ("ring-entries", tuning.ring_entries.to_string()),
         ("defer-taskrun", switch.to_owned()),
         ("relay-bytes", tuning.relay_bytes.to_string()),
+        (
+            "splice-threshold",
+            match tuning.splice_bytes {
+                u64::MAX => "off".to_owned(),
+                bytes => bytes.to_string(),
+            },
+        ),
         ("pool-per-core", tuning.pool_per_core.to_string()),
         ("nameserver", nameserver),
     ] {

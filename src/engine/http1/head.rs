@@ -369,7 +369,9 @@ impl<'h, 'b> Response<'h, 'b> {
                 }
                 Field::Challenge => {
                     kept.insert(index);
-                    binds_connection |= is_connection_login(header.value);
+                    // One field may hold several challenges (RFC 9110 §11.6.1).
+                    let mut challenges = header.value.split(|byte| *byte == b',');
+                    binds_connection |= challenges.any(is_connection_login);
                 }
                 _ => kept.insert(index),
             }
@@ -410,8 +412,11 @@ impl<'h, 'b> Response<'h, 'b> {
 /// Whether a login is of a kind that holds for the connection it was sent on (RFC 4559 §6): a
 /// request of another device must never follow on it.
 fn is_connection_login(value: &[u8]) -> bool {
-    let scheme = value.split(|byte| matches!(byte, b' ' | b'\t' | b','));
-    let scheme = scheme.into_iter().next().unwrap_or_default();
+    let value = value.trim_ascii_start();
+    let end = value
+        .iter()
+        .position(|byte| matches!(byte, b' ' | b'\t' | b','));
+    let scheme = &value[..end.unwrap_or(value.len())];
     scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
 }
 

@@ -227,6 +227,16 @@ impl Watch {
         self.with(|entry| entry.write_expired)
     }
 
+    /// Whether nothing has arrived that no receive was posted for; a system call.
+    pub fn is_quiet(&self) -> bool {
+        sys::is_quiet(self.fd)
+    }
+
+    /// The socket's descriptor, valid as long as its stream is.
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
     /// The core's deadlines and clock.
     pub fn deadlines(&self) -> &Rc<Deadlines> {
         &self.deadlines

@@ -2,6 +2,7 @@
 
 pub mod deadline;
 pub mod listener;
+pub mod pipe;
 pub mod standby;
 pub mod stream;
 pub mod sys;

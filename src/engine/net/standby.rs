@@ -1,7 +1,9 @@
 //! The incoming half of a server's socket: its next receive is posted while the connection idles.
 //!
 //! The ring tells by itself when an idle connection was closed or spoken on, so that taking it from
-//! the pool costs no system call; and the receive that waited is the one that brings the answer.
+//! the pool costs no system call; and the receive that waited is the one that brings the answer. It
+//! tells at its next turn: whoever posts a receive must let the ring turn before the connection may
+//! count as quiet, which is why it is posted before the last piece of an answer is sent.
 //! Never dropped with a receive in flight unless its socket has been shut down: what that receive
 //! would have brought belongs to nobody, and the ring keeps the buffer until it is done.
 
@@ -83,6 +85,7 @@ impl StandbyReader {
     /// Where a receive had been posted, its buffer comes back in place of an empty one.
     pub async fn receive(&mut self, buffer: Vec<u8>, room: usize) -> Lent<usize> {
         let waiting = if self.is_posted {
+            debug_assert!(buffer.is_empty(), "an answer begins with nothing");
             Some(buffer)
         } else {
             self.lend(buffer, room);

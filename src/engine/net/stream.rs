@@ -93,21 +93,7 @@ impl Stream {
         self.watch.shutdown(Side::Both);
     }
 
-    /// Lets the connection idle: gives back what only a busy one needs, and from now on notices
-    /// whatever comes.
-    pub fn park(&mut self) {
-        match &mut self.reader {
-            Reader::Plain(reader) => reader.post(|mut spare| {
-                if spare.capacity() != limits::PARKED_BYTES {
-                    spare = Vec::with_capacity(limits::PARKED_BYTES);
-                }
-                spare
-            }),
-            Reader::Tls(reader) => reader.park(),
-        }
-    }
-
-    /// Whether nothing has arrived on this parked connection: no byte, no end, no error.
+    /// Whether nothing has arrived on this parked connection, as far as the ring has told.
     pub fn is_quiet(&mut self) -> bool {
         match &mut self.reader {
             Reader::Plain(reader) => reader.is_quiet(),
@@ -183,6 +169,20 @@ pub fn split_standby(
 }
 
 impl Reader {
+    /// Lets the connection idle: gives back what only a busy one needs, and from the ring's next
+    /// turn on notices whatever comes.
+    pub fn park(&mut self) {
+        match self {
+            Self::Plain(reader) => reader.post(|mut spare| {
+                if spare.capacity() != limits::PARKED_BYTES {
+                    spare = Vec::with_capacity(limits::PARKED_BYTES);
+                }
+                spare
+            }),
+            Self::Tls(reader) => reader.park(),
+        }
+    }
+
     /// Receives into the free room behind `buffer`'s bytes, at most `room` of it.
     ///
     /// 0 is the end of the stream. The buffer must have room.

@@ -1,12 +1,13 @@
 //! The only unsafe code of the crate: system calls on descriptors that the caller owns.
 //!
-//! Neither reads nor writes memory of ours beyond an address on the stack.
+//! Neither reads nor writes memory of ours beyond a few words on the stack.
 #![allow(unsafe_code)]
 
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    os::fd::{BorrowedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
 };
 
 use socket2::{SockAddr, SockRef, Socket};
@@ -42,9 +43,92 @@ pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
     if listener.set_nonblocking(true).is_err() {
         return Vec::new();
     }
-    let accepted = std::iter::from_fn(|| listener.accept().ok()).take(count);
+    let next = || {
+        loop {
+            match listener.accept() {
+                // Gone before its turn came; others may wait behind it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                outcome => return outcome.ok(),
+            }
+        }
+    };
+    let accepted = std::iter::from_fn(next).take(count);
     let known = |(socket, peer): (Socket, SockAddr)| Some((socket.into(), peer.as_socket()?));
     accepted.filter_map(known).collect()
+}
+
+/// Whether nothing has arrived on a connection: no byte, no end of stream, no error.
+pub fn is_quiet(fd: RawFd) -> bool {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the buffer is one byte of our stack, alive for the whole call, and its length is 1.
+    let received = unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, flags) };
+    received < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+}
+
+/// A pipe that holds `bytes` if the kernel lets it: its end, to be read from, and its beginning.
+///
+/// # Errors
+/// No descriptors, or no memory for pipes, are left.
+pub fn pipe(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [0; 2];
+    // SAFETY: the array lives on our stack for the whole call and has the two elements it fills.
+    if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both were just made, and nobody else knows them.
+    let (end, begin) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+    // SAFETY: fcntl(2) takes no pointer here. A smaller pipe, which the kernel's limits may force,
+    // only moves smaller pieces.
+    unsafe { libc::fcntl(begin.as_raw_fd(), libc::F_SETPIPE_SZ, bytes as libc::c_int) };
+    Ok((end, begin))
+}
+
+/// A second descriptor of a socket that the caller owns.
+///
+/// # Errors
+/// No descriptors are left.
+pub fn duplicate(fd: RawFd) -> io::Result<TcpStream> {
+    // SAFETY: the caller owns the socket for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map(TcpStream::from)
+}
+
+/// Moves at most `length` bytes from a socket to a pipe's beginning; 0 is the end of the stream.
+///
+/// # Errors
+/// `WouldBlock` if nothing has come, else what the kernel said.
+pub fn fill_pipe(pipe: &OwnedFd, socket: RawFd, length: usize) -> io::Result<usize> {
+    splice(socket, socket, pipe.as_raw_fd(), length)
+}
+
+/// Moves at most `length` bytes from a pipe's end to a socket.
+///
+/// # Errors
+/// `WouldBlock` if the socket takes none now, else what the kernel said.
+pub fn drain_pipe(pipe: &OwnedFd, socket: RawFd, length: usize) -> io::Result<usize> {
+    splice(socket, pipe.as_raw_fd(), socket, length)
+}
+
+/// splice(2) that waits neither for the pipe nor for the socket, which the ring needs blocking:
+/// only as long as this call lasts, in which nothing of the ring is begun, is it not.
+fn splice(socket: RawFd, from: RawFd, to: RawFd, length: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    set_nonblocking(socket, true)?;
+    // SAFETY: no offsets are given; the caller owns both descriptors for the whole call.
+    let moved = unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), length, flags) };
+    let result = usize::try_from(moved).map_err(|_| io::Error::last_os_error());
+    set_nonblocking(socket, false)?;
+    result
+}
+
+fn set_nonblocking(fd: RawFd, is_nonblocking: bool) -> io::Result<()> {
+    let value = libc::c_int::from(is_nonblocking);
+    // SAFETY: the number lives on our stack for the whole call, and has the type that it reads.
+    match unsafe { libc::ioctl(fd, libc::FIONBIO, &raw const value) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, which

@@ -252,7 +252,10 @@ impl TlsReader {
     pub fn is_quiet(&mut self) -> bool {
         let is_clean = {
             let session = self.session.borrow();
-            !session.closed && session.spill.is_empty() && session.incoming.is_empty()
+            !session.closed
+                && session.failure.is_none()
+                && session.spill.is_empty()
+                && session.incoming.is_empty()
         };
         is_clean && self.socket.is_quiet()
     }
@@ -260,6 +263,9 @@ impl TlsReader {
     /// Gives back what a large body made the buffers grow to, and waits for what comes; what an
     /// ordinary request needs stays.
     pub fn park(&mut self) {
+        if self.socket.is_posted() {
+            return;
+        }
         let session = &mut *self.session.borrow_mut();
         for (buffer, kept) in [
             (&mut session.incoming, TLS_WIRE_RECORD_BYTES_MAX),

@@ -3,6 +3,8 @@
 //! The only file that sends to the device during an exchange. Never lets an answer that broke off
 //! pass for a complete one.
 
+use std::rc::Rc;
+
 use super::{
     device::After,
     failure::Failure,
@@ -21,6 +23,7 @@ use crate::{
         },
         net::{
             deadline::{Cut, Watch},
+            pipe::Splice,
             stream::{Reader, SocketWriter, StreamError},
             sys::Side,
         },
@@ -59,9 +62,9 @@ pub struct Answer<'a> {
     plan: &'a Plan<'a>,
     flow: &'a Flow<'a>,
     device: &'a mut SocketWriter,
-    device_watch: &'a Watch,
+    device_watch: &'a Rc<Watch>,
     upstream: &'a mut Reader,
-    upstream_watch: &'a Watch,
+    upstream_watch: &'a Rc<Watch>,
     /// What was received from the server and is not yet a head.
     received: Vec<u8>,
     /// Bytes that the last receive brought.
@@ -108,9 +111,9 @@ impl<'a> Answer<'a> {
         plan: &'a Plan<'a>,
         flow: &'a Flow<'a>,
         device: &'a mut SocketWriter,
-        device_watch: &'a Watch,
+        device_watch: &'a Rc<Watch>,
         upstream: &'a mut Reader,
-        upstream_watch: &'a Watch,
+        upstream_watch: &'a Rc<Watch>,
     ) -> Self {
         // Answers may be long in coming: only one that fills it needs a larger one.
         let received = shard.buffers.take_parked();
@@ -290,13 +293,32 @@ impl<'a> Answer<'a> {
         let patience = self.plan.route.timeouts.body;
         let mut buffer = outbox;
         let mut begin = 0;
+        let mut is_watched = false;
         let broken = loop {
+            if intake.is_done() {
+                is_watched = match begin < buffer.len() {
+                    true => self.watch_upstream(upstream),
+                    // Nothing is left to send, so the ring does not turn.
+                    false => self.upstream_watch.is_quiet(),
+                };
+            }
             let (result, back) = self.device.write_all(buffer, begin, patience).await;
             buffer = back;
             if let Err(failed) = result {
                 let failure = Failure::from_device(&failed.error);
                 self.flow.tally.failure.set(Some(failure));
                 break Some(after_cut);
+            }
+            if self.is_worth_a_pipe(&intake)
+                && let Some(splice) =
+                    Splice::begin(&self.shard.pipes, self.upstream_watch, self.device_watch)
+            {
+                self.shard.buffers.put(std::mem::take(&mut buffer));
+                if let Err(failure) = self.splice_body(splice, &mut intake).await {
+                    self.flow.tally.failure.set(Some(failure));
+                    break Some(after_cut);
+                }
+                is_watched = self.upstream_watch.is_quiet();
             }
             if intake.is_done() {
                 break None;
@@ -320,7 +342,9 @@ impl<'a> Answer<'a> {
         };
         self.shard.buffers.put(buffer);
         self.device_watch.set_cut(Cut::Orderly);
-        let sent = self.flow.request.get() == RequestPhase::Sent;
+        let may_idle = is_watched
+            && self.flow.request.get() == RequestPhase::Sent
+            && !self.shard.is_draining();
         match broken {
             Some(after) => Ended::broken(after),
             None => Ended::Over {
@@ -328,9 +352,55 @@ impl<'a> Answer<'a> {
                     Persist::Keep => After::Keep,
                     Persist::Close => After::Linger,
                 },
-                upstream: if sent { upstream } else { Persist::Close },
+                upstream: if may_idle { upstream } else { Persist::Close },
             },
         }
+    }
+
+    /// Lets the ring look for anything behind the answer while the last of it is sent: only a
+    /// connection on which nothing has come by then may carry another device's request.
+    fn watch_upstream(&mut self, upstream: Persist) -> bool {
+        let may_idle = upstream == Persist::Keep && self.flow.request.get() == RequestPhase::Sent;
+        if may_idle {
+            self.upstream.park();
+        }
+        may_idle
+    }
+
+    /// Whether what is still to come is worth a pipe: whoever trickles gets none.
+    fn is_worth_a_pipe(&self, intake: &Intake) -> bool {
+        let is_large = intake
+            .length_left()
+            .is_some_and(|left| left >= self.shard.splice_bytes);
+        is_large
+            && self.last >= limits::PARKED_FULL_BYTES
+            && matches!(self.upstream, Reader::Plain(_))
+    }
+
+    /// Moves the body inside the kernel as long as that is worth it.
+    async fn splice_body(
+        &mut self,
+        mut splice: Box<Splice>,
+        intake: &mut Intake,
+    ) -> Result<(), Failure> {
+        let patience = self.plan.route.timeouts.body;
+        while let Some(left) = intake.length_left()
+            && self.is_worth_a_pipe(intake)
+        {
+            let due = self.shard.deadlines.due_in(patience);
+            match splice.receive(left, due).await {
+                Ok(received) if received > 0 => self.last = received,
+                _ => return Err(Failure::ResponseIncomplete),
+            }
+            intake.pass(self.last);
+            splice
+                .send_all(patience)
+                .await
+                .map_err(|failed| Failure::from_device(&failed.error))?;
+            self.flow.tally.sent.set(intake.taken());
+        }
+        splice.end(&self.shard.pipes);
+        Ok(())
     }
 
     /// Receives a piece of the body and frames it for the device; `None` if it broke off.

@@ -179,6 +179,10 @@ impl Device {
             let buffer = std::mem::take(&mut self.inbox);
             // Idle until it speaks: a balancer's spare connection must not hold up a drain.
             let (result, buffer) = match buffer.is_empty() {
+                true if shard.is_draining() => {
+                    let due = due.min(shard.deadlines.due_in(limits::LINGER));
+                    self.reader.read_idle(buffer, usize::MAX, due).await
+                }
                 true => self.reader.read_idle(buffer, usize::MAX, due).await,
                 false => self.reader.read(buffer, usize::MAX, due).await,
             };

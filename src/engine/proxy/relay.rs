@@ -70,6 +70,25 @@ impl Intake {
         }
     }
 
+    /// Bytes still to come, where that is known and they need no other framing.
+    pub fn length_left(&self) -> Option<u64> {
+        match self.rest {
+            Rest::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// Takes note of `bytes` of the known length that went by unseen.
+    pub fn pass(&mut self, bytes: usize) {
+        if let Rest::Length(left) = &mut self.rest {
+            *left = left.saturating_sub(bytes as u64);
+            self.taken += bytes as u64;
+            if *left == 0 {
+                self.rest = Rest::Nothing;
+            }
+        }
+    }
+
     /// Whether the whole body has been received.
     pub fn is_done(&self) -> bool {
         matches!(self.rest, Rest::Nothing)

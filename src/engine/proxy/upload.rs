@@ -2,19 +2,25 @@
 //!
 //! Runs beside the answer. Never sends to the device, and never ends its connection.
 
+use std::rc::Rc;
+
 use super::{
     failure::Failure,
     flow::{Flow, RequestPhase, ResponsePhase},
     plan::Plan,
     relay::{self, Intake, RESERVE},
 };
-use crate::engine::{
-    net::{
-        deadline::{Due, Watch},
-        stream::{SocketReader, StreamError, Writer},
-        sys::Side,
+use crate::{
+    engine::{
+        net::{
+            deadline::{Due, Watch},
+            pipe::Splice,
+            stream::{SocketReader, StreamError, WriteError, Writer},
+            sys::Side,
+        },
+        shard::Shard,
     },
-    shard::Shard,
+    limits,
 };
 
 /// One request's body on its way.
@@ -32,8 +38,10 @@ pub struct Upload<'a> {
     pub inbox: &'a mut Vec<u8>,
     /// Bytes to the server.
     pub upstream: &'a mut Writer,
+    /// The device's connection.
+    pub device_watch: &'a Rc<Watch>,
     /// The server's connection, for ending it.
-    pub upstream_watch: &'a Watch,
+    pub upstream_watch: &'a Rc<Watch>,
     /// What is still to come.
     pub intake: Intake,
     /// Bytes that the last receive brought.
@@ -44,13 +52,56 @@ impl Upload<'_> {
     /// Moves the body until it ends, fails, or nobody wants it any more.
     pub async fn relay(mut self) {
         let mut buffer = Vec::new();
+        let mut splice = None;
         while self.flow.request.get() == RequestPhase::Sending {
-            buffer = self.relay_piece(buffer).await;
+            if let Some(left) = self.left_for_splice()
+                && (splice.is_some() || self.begin_splice(&mut splice))
+                && let Some(splice) = &mut splice
+            {
+                self.shard.buffers.put(std::mem::take(&mut buffer));
+                self.splice_piece(splice, left).await;
+            } else {
+                buffer = self.relay_piece(buffer).await;
+            }
             if self.flow.response.get() == ResponsePhase::Over {
                 break;
             }
         }
         self.shard.buffers.put(buffer);
+        if let Some(splice) = splice {
+            splice.end(&self.shard.pipes);
+        }
+    }
+
+    /// Bytes still to come, if they are worth a pipe: whoever trickles gets none.
+    fn left_for_splice(&self) -> Option<u64> {
+        let left = self.intake.length_left()?;
+        let is_worth = left >= self.shard.splice_bytes && self.last >= limits::PARKED_FULL_BYTES;
+        (is_worth && matches!(self.upstream, Writer::Plain(_))).then_some(left)
+    }
+
+    fn begin_splice(&self, splice: &mut Option<Box<Splice>>) -> bool {
+        let (source, sink) = (self.device_watch, self.upstream_watch);
+        *splice = Splice::begin(&self.shard.pipes, source, sink);
+        splice.is_some()
+    }
+
+    async fn splice_piece(&mut self, splice: &mut Splice, left: u64) {
+        let patience = self.plan.route.timeouts.body;
+        let result = splice
+            .receive(left, self.shard.deadlines.due_in(patience))
+            .await;
+        if self.flow.response.get() == ResponsePhase::Over {
+            return;
+        }
+        if let Some(failure) = self.failure_of(&result) {
+            return self.fail(failure);
+        }
+        self.last = result.unwrap_or_default();
+        self.intake.pass(self.last);
+        self.flow.tally.received.set(self.intake.taken());
+        let sent = splice.send_all(patience).await;
+        self.note_piece(sent);
     }
 
     async fn relay_piece(&mut self, buffer: Vec<u8>) -> Vec<u8> {
@@ -79,20 +130,25 @@ impl Upload<'_> {
         let is_last = self.intake.is_done();
         let begin = relay::frame(&mut buffer, piece.payload, self.plan.body, is_last);
         let patience = self.plan.route.timeouts.body;
-        let (result, buffer) = self.upstream.write_all(buffer, begin, patience).await;
-        match result {
+        let (sent, buffer) = self.upstream.write_all(buffer, begin, patience).await;
+        self.note_piece(sent);
+        buffer
+    }
+
+    /// What it means how sending a piece went.
+    fn note_piece(&self, sent: Result<(), WriteError>) {
+        match sent {
             Err(failed) => {
                 let failure = Failure::from_upstream(&failed.error, Failure::WriteTimeout);
                 self.flow.note_unwanted(failure, self.response_due());
                 self.await_answer();
             }
-            Ok(()) if is_last => {
+            Ok(()) if self.intake.is_done() => {
                 self.flow.note_sent(self.response_due());
                 self.await_answer();
             }
             Ok(()) => {}
         }
-        buffer
     }
 
     /// What a receive from the device means if it brought nothing.

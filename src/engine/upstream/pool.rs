@@ -111,7 +111,7 @@ impl Pools {
         if waiting.len() >= self.per_server_max || self.count.get() >= self.total_max {
             return connection.stream.close();
         }
-        connection.stream.park();
+        connection.stream.reader.park();
         self.count.set(self.count.get() + 1);
         let due = self.deadlines.due_in(idle_max);
         waiting.push(Idle { connection, due });

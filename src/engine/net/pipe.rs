@@ -1,0 +1,186 @@
+//! Bodies moved inside the kernel: out of one socket into a pipe, and from there into another.
+//!
+//! Saves both copies of a large plain body. splice(2) is called on the core itself, because the
+//! ring would hand it to a thread of the kernel (measured: 31 µs for 1 KB against 12 µs for a
+//! receive and a send); it never waits, the ring does that. A pipe that is not empty never goes
+//! back to the store.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::Duration,
+};
+
+use monoio::net::TcpStream;
+
+use super::{
+    deadline::{Due, Watch},
+    stream::{StreamError, WriteError},
+    sys,
+};
+use crate::limits;
+
+/// One core's spare pipes.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    spare: RefCell<Vec<Pipe>>,
+    /// How many of them nothing has needed since the last sweep.
+    unused: Cell<usize>,
+}
+
+/// An empty pipe.
+#[derive(Debug)]
+struct Pipe {
+    end: OwnedFd,
+    begin: OwnedFd,
+}
+
+impl Pipes {
+    fn take(&self) -> io::Result<Pipe> {
+        let mut spare = self.spare.borrow_mut();
+        match spare.pop() {
+            Some(pipe) => {
+                self.unused.set(self.unused.get().min(spare.len()));
+                Ok(pipe)
+            }
+            None => {
+                let (end, begin) = sys::pipe(limits::PIPE_BYTES)?;
+                Ok(Pipe { end, begin })
+            }
+        }
+    }
+
+    fn put(&self, pipe: Pipe) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < limits::SPARE_PIPES_MAX {
+            spare.push(pipe);
+        }
+    }
+
+    /// Closes those that nothing needs any more; called every tick.
+    pub fn sweep(&self) {
+        let mut spare = self.spare.borrow_mut();
+        let kept = spare.len() - self.unused.get().div_ceil(16);
+        spare.truncate(kept);
+        self.unused.set(kept);
+    }
+}
+
+/// A body on its way through a pipe. Whoever holds it must be the only one to read from the one
+/// socket and to write to the other.
+#[derive(Debug)]
+pub struct Splice {
+    pipe: Pipe,
+    /// Bytes in the pipe.
+    held: usize,
+    source: Waiter,
+    sink: Waiter,
+}
+
+/// A second descriptor of a watched socket, to wait for it.
+#[derive(Debug)]
+struct Waiter {
+    watch: Rc<Watch>,
+    socket: TcpStream,
+}
+
+impl Waiter {
+    fn new(watch: &Rc<Watch>) -> io::Result<Self> {
+        Ok(Self {
+            watch: Rc::clone(watch),
+            socket: TcpStream::from_std(sys::duplicate(watch.fd())?)?,
+        })
+    }
+}
+
+impl Splice {
+    /// Begins to move bytes from the socket under `source` to the one under `sink`; `None` where
+    /// descriptors or pipes have run out, so that the body must be copied.
+    pub fn begin(pipes: &Pipes, source: &Rc<Watch>, sink: &Rc<Watch>) -> Option<Box<Self>> {
+        let splice = Self {
+            source: Waiter::new(source).ok()?,
+            sink: Waiter::new(sink).ok()?,
+            pipe: pipes.take().ok()?,
+            held: 0,
+        };
+        Some(Box::new(splice))
+    }
+
+    /// Receives at most `room` bytes; 0 is the end of the stream. What was received before must
+    /// have been sent.
+    ///
+    /// # Errors
+    /// `TimedOut` at `due`, else what the kernel said.
+    pub async fn receive(&mut self, room: u64, due: Due) -> Result<usize, StreamError> {
+        debug_assert_eq!(self.held, 0, "a piece at a time");
+        let Waiter { watch, socket } = &self.source;
+        let room = usize::try_from(room).map_or(limits::PIPE_BYTES, |r| r.min(limits::PIPE_BYTES));
+        watch.set_read(due);
+        let result = loop {
+            match sys::fill_pipe(&self.pipe.begin, watch.fd(), room) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result,
+            }
+            if let Err(error) = socket.readable(false).await {
+                break Err(error);
+            }
+        };
+        watch.clear_read();
+        match result {
+            Ok(received) if received > 0 => {
+                self.held = received;
+                Ok(received)
+            }
+            _ if watch.read_expired() => Err(StreamError::TimedOut),
+            result => Ok(result?),
+        }
+    }
+
+    /// Sends what was received; the peer may take any time over it, as long as it never takes
+    /// nothing for longer than `patience`.
+    ///
+    /// # Errors
+    /// [`WriteError`], which says whether any byte had left.
+    pub async fn send_all(&mut self, patience: Duration) -> Result<(), WriteError> {
+        let received = self.held;
+        let Waiter { watch, socket } = &self.sink;
+        let result = loop {
+            if self.held == 0 {
+                break Ok(());
+            }
+            let error = match sys::drain_pipe(&self.pipe.end, watch.fd(), self.held) {
+                Ok(sent) if sent > 0 => {
+                    self.held -= sent;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    watch.set_write(watch.deadlines().due_in(patience));
+                    match socket.writable(false).await {
+                        Ok(()) if !watch.write_expired() => continue,
+                        outcome => outcome.err().unwrap_or(error),
+                    }
+                }
+                Ok(_) => io::ErrorKind::WriteZero.into(),
+                Err(error) => error,
+            };
+            let error = if watch.write_expired() {
+                StreamError::TimedOut
+            } else {
+                error.into()
+            };
+            let began = self.held < received;
+            break Err(WriteError { error, began });
+        };
+        watch.set_write(Due::NEVER);
+        result
+    }
+
+    /// Gives the pipe back.
+    pub fn end(self, pipes: &Pipes) {
+        if self.held == 0 {
+            pipes.put(self.pipe);
+        }
+    }
+}

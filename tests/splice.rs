@@ -1,0 +1,171 @@
+//! Large plain bodies, which are moved inside the kernel: byte for byte the same, whatever the
+//! threshold, and broken off as visibly as any other.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    sync::{Mutex, mpsc},
+};
+
+use common::{
+    device::Device,
+    gateway::{Gateway, PREAMBLE, acme},
+    upstream::Upstream,
+    wait_until,
+};
+
+const PRESS: &str = "127.0.0.7";
+
+/// Bytes of which no two neighbours of a kilobyte are the same.
+fn body(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at / 7 ^ at >> 9) as u8).collect()
+}
+
+fn gateway(upstream: &Upstream, threshold: &str, tables: &str) -> Gateway {
+    let config = format!("{PREAMBLE}{tables}{}", acme(&upstream.url()));
+    Gateway::start_with(&config, &["--cores", "0", "--splice-threshold", threshold])
+}
+
+fn post(body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// Pipes that the gateway has open.
+fn pipes(gateway: &Gateway) -> usize {
+    let folder = fs::read_dir(format!("/proc/{}/fd", gateway.id())).unwrap();
+    let targets = folder.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    targets
+        .filter(|target| target.to_string_lossy().starts_with("pipe:"))
+        .count()
+}
+
+#[test]
+fn bodies_arrive_byte_for_byte_both_ways_at_every_threshold() {
+    let upstream = Upstream::start(|conversation| {
+        while let Some(request) = conversation.request()? {
+            conversation.answer(&request.body)?;
+        }
+        Ok(())
+    });
+    for threshold in ["1", "65536", "off"] {
+        let gateway = gateway(&upstream, threshold, "");
+        let before = upstream.connections();
+        let mut press = Device::connect(PRESS, gateway.address());
+        for length in [1, 2_047, 65_535, 65_536, 70_000, 1_048_577, 9_000_000] {
+            let sent = body(length);
+            let request = post(&sent);
+            // What was sent must be taken while the answer is on its way.
+            let (device, sender) = (press.stream().try_clone().unwrap(), request);
+            let writer = std::thread::spawn(move || {
+                std::io::Write::write_all(&mut { device }, &sender).unwrap();
+            });
+            let answer = press.receive();
+            writer.join().unwrap();
+            assert_eq!(answer.status(), 200, "{threshold} {length}");
+            assert!(answer.body == sent, "{threshold} {length}: not the same");
+        }
+        assert_eq!(upstream.connections() - before, 1, "{threshold}");
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_body_on_its_way_is_in_a_pipe_unless_that_is_off() {
+    for (threshold, expected) in [("65536", 2), ("off", 0)] {
+        let (go_on, wait) = mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let upstream = Upstream::start(move |conversation| {
+            conversation.head()?.expect("a head");
+            wait.lock().unwrap().recv().unwrap();
+            conversation.read(20_000_000)?;
+            conversation.answer("taken")
+        });
+        let gateway = gateway(&upstream, threshold, "");
+        let before = pipes(&gateway);
+        let press = Device::connect(PRESS, gateway.address());
+        let writer = std::thread::spawn(move || {
+            let mut press = press;
+            press.send(post(&body(20_000_000)));
+            press.receive().text()
+        });
+        // The server takes nothing, so all buffers on the way are filled.
+        wait_until("the body to be under way", || {
+            upstream.requests().len() == 1 && pipes(&gateway) - before == expected
+        });
+        go_on.send(()).unwrap();
+        assert_eq!(writer.join().unwrap(), "taken");
+        wait_until("the pipe to be given back", || pipes(&gateway) == before);
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_device_that_stops_within_a_large_body_is_told() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.head()?;
+        // Must end without the rest.
+        assert!(conversation.read(5_000_000).is_err());
+        Ok(())
+    });
+    let gateway = gateway(&upstream, "65536", "[timeouts]\nbody = \"200ms\"\n");
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(&post(&body(5_000_000))[..3_000_000]);
+    let answer = press.receive();
+    assert_eq!(
+        (answer.status(), answer.token()),
+        (408, Some("http_request_timeout"))
+    );
+    gateway.stop();
+}
+
+#[test]
+fn a_server_that_takes_no_more_of_a_large_body_is_given_up() {
+    let (go_on, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::start(move |conversation| {
+        conversation.head()?;
+        // Until the test is over.
+        let _ = wait.lock().unwrap().recv();
+        Ok(())
+    });
+    let gateway = gateway(&upstream, "65536", "[timeouts]\nbody = \"200ms\"\n");
+    let mut press = Device::connect(PRESS, gateway.address());
+    let device = press.stream().try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        // The gateway stops to take it.
+        let _ = std::io::Write::write_all(&mut { device }, &post(&body(50_000_000)));
+    });
+    let answer = press.receive();
+    assert_eq!(
+        (answer.status(), answer.token()),
+        (504, Some("connection_write_timeout"))
+    );
+    drop(press);
+    writer.join().unwrap();
+    drop(go_on);
+    gateway.stop();
+}
+
+#[test]
+fn a_large_answer_that_breaks_off_looks_broken_off() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.request()?;
+        conversation.write("HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n")?;
+        conversation.write(&body(5_000_000)[..4_999_999])?;
+        conversation.cut()
+    });
+    let gateway = gateway(&upstream, "65536", "");
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+    let seen = press.receive_rest().unwrap();
+    let head = seen.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
+    assert!(seen[head..] == body(5_000_000)[..4_999_999]);
+    gateway.stop();
+}
