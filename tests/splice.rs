@@ -21,7 +21,7 @@ const PRESS: &str = "127.0.0.7";
 
 /// Bytes of which no two neighbours of a kilobyte are the same.
 fn body(length: usize) -> Vec<u8> {
-    (0..length).map(|at| (at / 7 ^ at >> 9) as u8).collect()
+    (0..length).map(|at| ((at / 7) ^ (at >> 9)) as u8).collect()
 }
 
 fn gateway(upstream: &Upstream, threshold: &str, tables: &str) -> Gateway {

@@ -183,6 +183,14 @@ impl Reader {
         }
     }
 
+    /// Whether more has come than was received, as far as that can be told without waiting.
+    pub fn has_more(&self, watch: &Watch) -> bool {
+        match self {
+            Self::Plain(_) => !watch.is_quiet(),
+            Self::Tls(reader) => reader.has_more(),
+        }
+    }
+
     /// Receives into the free room behind `buffer`'s bytes, at most `room` of it.
     ///
     /// 0 is the end of the stream. The buffer must have room.

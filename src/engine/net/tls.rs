@@ -260,6 +260,11 @@ impl TlsReader {
         is_clean && self.socket.is_quiet()
     }
 
+    /// Whether plaintext waits that did not fit.
+    pub fn has_more(&self) -> bool {
+        !self.session.borrow().spill.is_empty()
+    }
+
     /// Gives back what a large body made the buffers grow to, and waits for what comes; what an
     /// ordinary request needs stays.
     pub fn park(&mut self) {

@@ -171,6 +171,7 @@ impl<'a> Answer<'a> {
         loop {
             match head::find_end(&self.received, scanned) {
                 Ok(Some(length)) if length <= head_bytes_max => {
+                    self.take_burst().await;
                     match self.hear(length, outbox).map_err(NoHead::Failed)? {
                         Heard::Final(start) => return Ok(start),
                         Heard::Interim(_) => interims += 1,
@@ -211,6 +212,26 @@ impl<'a> Answer<'a> {
                 failure => NoHead::Failed(failure),
             });
         }
+    }
+
+    /// Receives what waits behind a head that came with more than the small buffer holds: it goes
+    /// on with the head, and saves a send.
+    async fn take_burst(&mut self) {
+        let is_full = self.received.len() == limits::PARKED_BYTES;
+        if !is_full
+            || self.received.capacity() != limits::PARKED_BYTES
+            || !self.upstream.has_more(self.upstream_watch)
+        {
+            return;
+        }
+        let buffers = &self.shard.buffers;
+        let buffer = buffers.enlarge(std::mem::take(&mut self.received));
+        let room = buffers.relay_bytes() - buffer.len();
+        let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
+        // An end or an error is met again by whoever needs more.
+        let (result, buffer) = self.upstream.read(buffer, room, due).await;
+        self.received = buffer;
+        self.last += result.unwrap_or_default();
     }
 
     /// What it means that nothing more came before a final head.
