@@ -10,6 +10,8 @@ use std::{
     sync::{Mutex, mpsc},
 };
 
+use socket2::SockRef;
+
 use common::{
     device::Device,
     gateway::{Gateway, PREAMBLE, acme},
@@ -167,5 +169,46 @@ fn a_large_answer_that_breaks_off_looks_broken_off() {
     let seen = press.receive_rest().unwrap();
     let head = seen.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
     assert!(seen[head..] == body(5_000_000)[..4_999_999]);
+    gateway.stop();
+}
+
+/// splice(2) does not lead past an urgent byte (RFC 9293 §3.8.5), which belongs to no body.
+#[test]
+fn an_urgent_byte_within_a_large_body_stops_nothing() {
+    let upstream = Upstream::start(|conversation| {
+        while let Some(request) = conversation.request()? {
+            conversation.answer(request.body.len().to_string())?;
+        }
+        Ok(())
+    });
+    let gateway = gateway(&upstream, "65536", "");
+    let mut press = Device::connect(PRESS, gateway.address());
+    let request = post(&body(3_000_000));
+    press.send(&request[..1_000_000]);
+    let socket = SockRef::from(press.stream());
+    assert_eq!(socket.send_out_of_band(b"!").unwrap(), 1);
+    press.send(&request[1_000_000..]);
+    assert_eq!(press.receive().text(), "3000000");
+    gateway.stop();
+}
+
+#[test]
+fn an_answer_without_a_length_that_is_reset_where_a_buffer_ends_looks_broken_off() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.request()?;
+        let mut answer = b"HTTP/1.0 200 OK\r\n\r\n".to_vec();
+        // As much as the gateway's first receive takes.
+        answer.resize(2_048, b'x');
+        conversation.write(answer)?;
+        conversation.reset()
+    });
+    let gateway = gateway(&upstream, "65536", "");
+    for _ in 0..50 {
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        let seen = press.receive_rest().unwrap_or_default();
+        let is_complete = seen.starts_with(b"HTTP/1.1 200") && seen.ends_with(b"\r\n0\r\n\r\n");
+        assert!(!is_complete, "a reset passed for an end");
+    }
     gateway.stop();
 }

@@ -232,6 +232,11 @@ impl Watch {
         sys::is_quiet(self.fd)
     }
 
+    /// Whether bytes wait to be received; a system call.
+    pub fn has_bytes(&self) -> bool {
+        sys::has_bytes(self.fd)
+    }
+
     /// The socket's descriptor, valid as long as its stream is.
     pub fn fd(&self) -> RawFd {
         self.fd

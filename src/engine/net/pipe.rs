@@ -28,6 +28,18 @@ pub struct Pipes {
     spare: RefCell<Vec<Pipe>>,
     /// How many of them nothing has needed since the last sweep.
     unused: Cell<usize>,
+    /// Bodies that are moved now.
+    busy: Rc<Cell<usize>>,
+}
+
+/// Counts a body as moved.
+#[derive(Debug)]
+struct Busy(Rc<Cell<usize>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// An empty pipe.
@@ -38,6 +50,15 @@ struct Pipe {
 }
 
 impl Pipes {
+    /// Counts one more body, or `None` if so many are moved that descriptors could run short.
+    fn begin(&self) -> Option<Busy> {
+        let busy = self.busy.get();
+        (busy < limits::SPLICES_PER_CORE_MAX).then(|| {
+            self.busy.set(busy + 1);
+            Busy(Rc::clone(&self.busy))
+        })
+    }
+
     fn take(&self) -> io::Result<Pipe> {
         let mut spare = self.spare.borrow_mut();
         match spare.pop() {
@@ -77,6 +98,7 @@ pub struct Splice {
     held: usize,
     source: Waiter,
     sink: Waiter,
+    _busy: Busy,
 }
 
 /// A second descriptor of a watched socket, to wait for it.
@@ -100,6 +122,7 @@ impl Splice {
     /// descriptors or pipes have run out, so that the body must be copied.
     pub fn begin(pipes: &Pipes, source: &Rc<Watch>, sink: &Rc<Watch>) -> Option<Box<Self>> {
         let splice = Self {
+            _busy: pipes.begin()?,
             source: Waiter::new(source).ok()?,
             sink: Waiter::new(sink).ok()?,
             pipe: pipes.take().ok()?,
@@ -109,32 +132,37 @@ impl Splice {
     }
 
     /// Receives at most `room` bytes; 0 is the end of the stream. What was received before must
-    /// have been sent.
+    /// have been sent. `None` if something has come that can't be moved, but must be copied: splice(2)
+    /// stops before an urgent byte.
     ///
     /// # Errors
     /// `TimedOut` at `due`, else what the kernel said.
-    pub async fn receive(&mut self, room: u64, due: Due) -> Result<usize, StreamError> {
+    pub async fn receive(&mut self, room: u64, due: Due) -> Result<Option<usize>, StreamError> {
         debug_assert_eq!(self.held, 0, "a piece at a time");
         let Waiter { watch, socket } = &self.source;
         let room = usize::try_from(room).map_or(limits::PIPE_BYTES, |r| r.min(limits::PIPE_BYTES));
         watch.set_read(due);
+        let mut has_waited = false;
         let result = loop {
             match sys::fill_pipe(&self.pipe.begin, watch.fd(), room) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !has_waited => {}
                 result => break result,
             }
             if let Err(error) = socket.readable(false).await {
                 break Err(error);
             }
+            has_waited = true;
         };
         watch.clear_read();
         match result {
             Ok(received) if received > 0 => {
                 self.held = received;
-                Ok(received)
+                Ok(Some(received))
             }
             _ if watch.read_expired() => Err(StreamError::TimedOut),
-            result => Ok(result?),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            result => Ok(Some(result?)),
         }
     }
 
@@ -146,6 +174,7 @@ impl Splice {
     pub async fn send_all(&mut self, patience: Duration) -> Result<(), WriteError> {
         let received = self.held;
         let Waiter { watch, socket } = &self.sink;
+        watch.set_write(watch.deadlines().due_in(patience));
         let result = loop {
             if self.held == 0 {
                 break Ok(());
@@ -153,10 +182,11 @@ impl Splice {
             let error = match sys::drain_pipe(&self.pipe.end, watch.fd(), self.held) {
                 Ok(sent) if sent > 0 => {
                     self.held -= sent;
+                    watch.set_write(watch.deadlines().due_in(patience));
                     continue;
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    watch.set_write(watch.deadlines().due_in(patience));
                     match socket.writable(false).await {
                         Ok(()) if !watch.write_expired() => continue,
                         outcome => outcome.err().unwrap_or(error),

@@ -183,10 +183,10 @@ impl Reader {
         }
     }
 
-    /// Whether more has come than was received, as far as that can be told without waiting.
+    /// Whether more bytes have come than were received, as far as that can be told without waiting.
     pub fn has_more(&self, watch: &Watch) -> bool {
         match self {
-            Self::Plain(_) => !watch.is_quiet(),
+            Self::Plain(_) => watch.has_bytes(),
             Self::Tls(reader) => reader.has_more(),
         }
     }

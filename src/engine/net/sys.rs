@@ -66,6 +66,14 @@ pub fn is_quiet(fd: RawFd) -> bool {
     received < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }
 
+/// Whether bytes wait on a connection. An error that waits is left for the receive that meets it.
+pub fn has_bytes(fd: RawFd) -> bool {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the number lives on our stack for the whole call, and has the type that it fills.
+    let answer = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut count) };
+    answer == 0 && count > 0
+}
+
 /// A pipe that holds `bytes` if the kernel lets it: its end, to be read from, and its beginning.
 ///
 /// # Errors

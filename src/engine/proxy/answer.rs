@@ -228,7 +228,7 @@ impl<'a> Answer<'a> {
         let buffer = buffers.enlarge(std::mem::take(&mut self.received));
         let room = buffers.relay_bytes() - buffer.len();
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
-        // An end or an error is met again by whoever needs more.
+        // With bytes there it meets neither an end nor an error.
         let (result, buffer) = self.upstream.read(buffer, room, due).await;
         self.received = buffer;
         self.last += result.unwrap_or_default();
@@ -410,7 +410,11 @@ impl<'a> Answer<'a> {
         {
             let due = self.shard.deadlines.due_in(patience);
             match splice.receive(left, due).await {
-                Ok(received) if received > 0 => self.last = received,
+                Ok(Some(received)) if received > 0 => self.last = received,
+                Ok(None) => {
+                    self.last = 0;
+                    break;
+                }
                 _ => return Err(Failure::ResponseIncomplete),
             }
             intake.pass(self.last);

@@ -262,13 +262,13 @@ impl Device {
     /// on with the head, and saves a send (a 16 KiB body costs one instead of two).
     async fn take_burst(&mut self, shard: &Shard) {
         let is_full = self.inbox.len() == limits::PARKED_BYTES;
-        if !is_full || self.inbox.capacity() != limits::PARKED_BYTES || self.watch.is_quiet() {
+        if !is_full || self.inbox.capacity() != limits::PARKED_BYTES || !self.watch.has_bytes() {
             return;
         }
         let buffer = shard.buffers.enlarge(std::mem::take(&mut self.inbox));
         let room = shard.buffers.relay_bytes() - buffer.len();
         let due = shard.deadlines.due_in(shard.timeouts.body);
-        // An end or an error is met again by whoever needs more.
+        // With bytes there it meets neither an end nor an error.
         let (_, buffer) = self.reader.read(buffer, room, due).await;
         self.inbox = buffer;
     }

@@ -91,6 +91,15 @@ impl Upload<'_> {
         let result = splice
             .receive(left, self.shard.deadlines.due_in(patience))
             .await;
+        let result = match result {
+            // Copying a piece leads past what can't be moved.
+            Ok(None) => {
+                self.last = 0;
+                return;
+            }
+            Ok(Some(received)) => Ok(received),
+            Err(error) => Err(error),
+        };
         if self.flow.response.get() == ResponsePhase::Over {
             return;
         }
