@@ -205,7 +205,7 @@ fn an_answer_without_a_length_that_is_reset_where_a_buffer_ends_looks_broken_off
     let gateway = gateway(&upstream, "65536", "");
     for _ in 0..50 {
         let mut press = Device::connect(PRESS, gateway.address());
-        press.send("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        press.send("GET / HTTP/1.1\r\nHost: m2u\r\nConnection: close\r\n\r\n");
         let seen = press.receive_rest().unwrap_or_default();
         let is_complete = seen.starts_with(b"HTTP/1.1 200") && seen.ends_with(b"\r\n0\r\n\r\n");
         assert!(!is_complete, "a reset passed for an end");
