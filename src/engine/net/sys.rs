@@ -6,7 +6,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
     ptr,
 };
 
@@ -55,6 +55,12 @@ pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
     let accepted = std::iter::from_fn(next).take(count);
     let known = |(socket, peer): (Socket, SockAddr)| Some((socket.into(), peer.as_socket()?));
     accepted.filter_map(known).collect()
+}
+
+/// Closes a socket of the ring's on which no operation is under way.
+pub fn close(socket: monoio::net::TcpStream) {
+    // SAFETY: the stream has just given its descriptor up, and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) });
 }
 
 /// Whether nothing has arrived on a connection: no byte, no end of stream, no error.

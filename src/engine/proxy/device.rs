@@ -17,7 +17,6 @@ use crate::{
         net::{
             deadline::Watch,
             stream::{self, SocketReader, SocketWriter},
-            sys::Side,
         },
         shard::Shard,
     },
@@ -51,6 +50,8 @@ impl After {
 /// The device's side of an exchange.
 #[derive(Debug)]
 pub struct Device {
+    /// Before the halves, which close the socket.
+    fuse: Fuse,
     /// The socket's deadlines.
     pub watch: Rc<Watch>,
     /// Bytes from the device.
@@ -74,6 +75,7 @@ impl Device {
     pub fn new(shard: &Shard, socket: TcpStream, peer: SocketAddr, slot: Slot) -> Self {
         let (reader, writer, watch) = stream::split(socket, &shard.deadlines);
         Self {
+            fuse: Fuse(Rc::clone(&watch)),
             watch,
             reader,
             writer,
@@ -113,13 +115,15 @@ impl Device {
     }
 
     /// Ends the connection as its last exchange wants it.
-    pub async fn end(&mut self, shard: &Shard, after: After) {
+    pub async fn end(mut self, shard: &Shard, after: After) {
         match after {
-            After::Keep | After::Close => self.watch.shutdown(Side::Both),
+            After::Keep | After::Close => {}
             After::Reset => self.watch.reset(),
             After::Linger => self.linger(shard).await,
         }
-        shard.buffers.put(std::mem::take(&mut self.inbox));
+        shard.buffers.put(self.inbox);
+        drop((self.watch, self.fuse));
+        stream::close(self.reader, self.writer);
     }
 
     /// Ends a connection whose device may still be sending: closing at once would reset it, and the
@@ -138,15 +142,18 @@ impl Device {
                 _ => break,
             }
         }
-        self.watch.shutdown(Side::Both);
     }
 }
 
-impl Drop for Device {
+/// Resets a connection whose task ends by a fault of ours: nobody can say how much of an answer is
+/// out by then.
+#[derive(Debug)]
+struct Fuse(Rc<Watch>);
+
+impl Drop for Fuse {
     fn drop(&mut self) {
-        // After a fault of ours nobody can say how much of an answer is out.
         if std::thread::panicking() {
-            self.watch.reset();
+            self.0.reset();
         }
     }
 }
