@@ -19,7 +19,8 @@ use crate::{
     config::settings::{Limits, Timeouts, Tuning},
     limits,
     observe::{
-        access_log::{CoreLog, Entry},
+        access_log::CoreLog,
+        log_line::Entry,
         metrics::{CoreMetrics, Ending},
     },
     snapshot::{Snapshot, publish::Subscriber},
@@ -136,7 +137,7 @@ impl Shard {
         self.pipes.sweep();
         self.buffers.sweep();
         if let Some(log) = &mut *self.log.borrow_mut() {
-            log.flush();
+            log.tick();
         }
         self.metrics.open.set(self.connections.get() as u64);
         self.metrics.refusing.set(self.refusals.get() as u64);

@@ -7,7 +7,6 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -18,8 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-
+use super::log_line::{Clock, Entry};
 use crate::{
     config::settings::{AccessLog, LogFormat},
     limits,
@@ -29,29 +27,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(200);
 /// How often lost lines are reported.
 const LOSS_REPORT: Duration = Duration::from_secs(10);
-
-/// One exchange.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry<'a> {
-    /// When the request's head was complete.
-    pub begun: SystemTime,
-    /// From then until the answer was out.
-    pub took: Duration,
-    /// The device's address.
-    pub source: IpAddr,
-    /// The account's *ref* and the device's name, if they are known.
-    pub sender: Option<(&'a str, &'a str)>,
-    /// Method and path without its query, as the device wrote them, if a head was read.
-    pub request: Option<(&'a [u8], &'a [u8])>,
-    /// Status that the device saw; 0 if its connection was closed without an answer.
-    pub status: u16,
-    /// Error token, if the gateway answered itself or broke an answer off.
-    pub error: Option<&'static str>,
-    /// Body bytes from the device.
-    pub received: u64,
-    /// Body bytes to the device.
-    pub sent: u64,
-}
 
 /// The log as a whole: its thread, and the way to reach it.
 #[derive(Debug)]
@@ -81,6 +56,7 @@ pub struct CoreLog {
     shared: Arc<Shared>,
     sender: SyncSender<Vec<u8>>,
     format: LogFormat,
+    clock: Clock,
     buffer: Vec<u8>,
     lines: u64,
 }
@@ -114,6 +90,7 @@ impl Log {
             shared: Arc::clone(&self.shared),
             sender: lock(&self.thread).as_ref()?.sender.clone(),
             format: self.format,
+            clock: Clock::now(),
             buffer: Vec::with_capacity(limits::LOG_BUFFER_BYTES),
             lines: 0,
         })
@@ -143,14 +120,20 @@ impl CoreLog {
             self.flush();
         }
         match self.format {
-            LogFormat::Json => render_json(&mut self.buffer, entry),
-            LogFormat::Text => render_text(&mut self.buffer, entry),
+            LogFormat::Json => entry.write_json(&mut self.clock, &mut self.buffer),
+            LogFormat::Text => entry.write_text(&mut self.clock, &mut self.buffer),
         }
         self.lines += 1;
     }
 
-    /// Hands what has been written on to the thread; called once a tick.
-    pub fn flush(&mut self) {
+    /// Reads the clock and hands on what has been written; called once a tick.
+    pub fn tick(&mut self) {
+        self.clock.read();
+        self.flush();
+    }
+
+    /// Hands what has been written on to the thread.
+    fn flush(&mut self) {
         if self.buffer.is_empty() {
             return;
         }
@@ -271,183 +254,24 @@ impl Losses {
     }
 }
 
-fn render_json(out: &mut Vec<u8>, entry: &Entry<'_>) {
-    put(out, "{\"time\":\"");
-    put_time(out, entry.begun);
-    put(out, "\",\"source\":\"");
-    // Writing to a vector can't fail.
-    let _ = write!(out, "{}\"", entry.source);
-    if let Some((account, device)) = entry.sender {
-        put(out, ",\"account\":");
-        put_quoted(out, account.as_bytes());
-        put(out, ",\"device\":");
-        put_quoted(out, device.as_bytes());
-    }
-    if let Some((method, path)) = entry.request {
-        put(out, ",\"method\":");
-        put_quoted(out, shown(method));
-        put(out, ",\"path\":");
-        put_quoted(out, shown(path));
-    }
-    let _ = write!(out, ",\"status\":{}", entry.status);
-    if let Some(error) = entry.error {
-        let _ = write!(out, ",\"error\":\"{error}\"");
-    }
-    let millis = entry.took.as_secs_f64() * 1_000.0;
-    let Entry { received, sent, .. } = entry;
-    let _ = writeln!(
-        out,
-        ",\"received\":{received},\"sent\":{sent},\"ms\":{millis:.3}}}"
-    );
-}
-
-fn render_text(out: &mut Vec<u8>, entry: &Entry<'_>) {
-    put_time(out, entry.begun);
-    // Writing to a vector can't fail.
-    let _ = write!(out, " {} ", entry.source);
-    match entry.sender {
-        Some((account, device)) => {
-            put_quoted(out, account.as_bytes());
-            put(out, " ");
-            put_quoted(out, device.as_bytes());
-        }
-        None => put(out, "- -"),
-    }
-    put(out, " ");
-    match entry.request {
-        Some((method, path)) => {
-            put_plain(out, shown(method));
-            put(out, " ");
-            put_plain(out, shown(path));
-        }
-        None => put(out, "- -"),
-    }
-    let Entry {
-        status,
-        received,
-        sent,
-        ..
-    } = entry;
-    let millis = entry.took.as_secs_f64() * 1_000.0;
-    let error = entry.error.unwrap_or("-");
-    let _ = writeln!(
-        out,
-        " {status} {error} in={received} out={sent} {millis:.3}ms"
-    );
-}
-
-/// As much of what a device wrote as a line has room for.
-fn shown(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.len().min(limits::LOG_VALUE_BYTES_MAX)]
-}
-
-fn put(out: &mut Vec<u8>, text: &str) {
-    out.extend_from_slice(text.as_bytes());
-}
-
-/// RFC 3339, in UTC.
-fn put_time(out: &mut Vec<u8>, time: SystemTime) {
-    // Fails beyond the year 9999 only.
-    let _ = OffsetDateTime::from(time).format_into(out, &Rfc3339);
-}
-
-/// As a JSON string (RFC 8259 §7). What is not UTF-8 is shown as if it were Latin-1.
-fn put_quoted(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.push(b'"');
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text
-            .chars()
-            .for_each(|character| put_escaped(out, character)),
-        Err(_) => bytes
-            .iter()
-            .for_each(|byte| put_escaped(out, char::from(*byte))),
-    }
-    out.push(b'"');
-}
-
-fn put_escaped(out: &mut Vec<u8>, character: char) {
-    match character {
-        '"' | '\\' => out.extend_from_slice(&[b'\\', character as u8]),
-        '\0'..='\x1f' | '\x7f'..='\u{9f}' => {
-            let _ = write!(out, "\\u{:04x}", u32::from(character));
-        }
-        character => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
-    }
-}
-
-/// As it is, but for what a terminal would act on.
-fn put_plain(out: &mut Vec<u8>, bytes: &[u8]) {
-    for byte in bytes {
-        match byte {
-            b'!'..=b'~' => out.push(*byte),
-            _ => {
-                let _ = write!(out, "\\x{byte:02x}");
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn entry() -> Entry<'static> {
         Entry {
-            begun: SystemTime::UNIX_EPOCH + Duration::from_millis(1_764_000_000_250),
+            begun: Instant::now(),
             took: Duration::from_micros(12_345),
             source: [10, 8, 0, 7].into(),
-            sender: Some(("acme", "press \"07\"")),
-            request: Some((b"POST", b"/in\x1b\xff")),
-            status: 502,
-            error: Some("dns_error"),
+            sender: Some(("acme", "press-07")),
+            request: Some((b"POST", b"/in")),
+            status: 200,
+            error: None,
             received: 10,
             sent: 20,
         }
-    }
-
-    #[test]
-    fn a_json_line_is_one_object() {
-        let mut out = Vec::new();
-        render_json(&mut out, &entry());
-        assert!(out.ends_with(b"}\n"));
-        let line: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
-        assert_eq!(line["time"], "2025-11-24T16:00:00.25Z");
-        assert_eq!(
-            (&line["account"], &line["device"]),
-            (&"acme".into(), &"press \"07\"".into())
-        );
-        assert_eq!(line["path"], "/in\u{1b}\u{ff}");
-        assert_eq!(
-            (&line["status"], &line["error"]),
-            (&502.into(), &"dns_error".into())
-        );
-        assert_eq!((&line["received"], &line["sent"]), (&10.into(), &20.into()));
-        assert_eq!(line["ms"], 12.345);
-    }
-
-    #[test]
-    fn a_text_line_holds_nothing_that_a_terminal_acts_on() {
-        let mut out = Vec::new();
-        render_text(&mut out, &entry());
-        let line = String::from_utf8(out).expect("UTF-8");
-        let expected = "2025-11-24T16:00:00.25Z 10.8.0.7 \"acme\" \"press \\\"07\\\"\" POST \
-                        /in\\x1b\\xff 502 dns_error in=10 out=20 12.345ms\n";
-        assert_eq!(line, expected);
-    }
-
-    #[test]
-    fn the_longest_line_has_a_bound() {
-        let long = [0x01; 70_000];
-        let name = "\u{1}".repeat(limits::IDENTITY_VALUE_BYTES_MAX);
-        let entry = Entry {
-            sender: Some((&name, &name)),
-            request: Some((&long, &long)),
-            ..entry()
-        };
-        let mut out = Vec::new();
-        render_json(&mut out, &entry);
-        assert!(out.len() <= limits::LOG_LINE_BYTES_MAX, "{}", out.len());
-        assert!(serde_json::from_slice::<serde_json::Value>(&out).is_ok());
     }
 
     #[test]

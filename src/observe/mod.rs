@@ -1,4 +1,5 @@
 //! What the gateway tells about itself, written by the cores and read by the control plane.
 
 pub mod access_log;
+pub mod log_line;
 pub mod metrics;

@@ -1,18 +1,14 @@
 //! An exchange on its way into the access log. Costs nothing where there is no log.
 
-use std::{
-    net::IpAddr,
-    time::{Instant, SystemTime},
-};
+use std::{net::IpAddr, time::Instant};
 
 use super::{failure::Failure, flow::Tally};
-use crate::{engine::shard::Shard, observe::access_log::Entry};
+use crate::{engine::shard::Shard, observe::log_line::Entry};
 
 /// An exchange that will be logged.
 #[derive(Debug)]
 pub struct Record {
     begun: Instant,
-    begun_at: SystemTime,
 }
 
 impl Record {
@@ -20,7 +16,6 @@ impl Record {
     pub fn begin(shard: &Shard) -> Option<Self> {
         let begin = || Self {
             begun: Instant::now(),
-            begun_at: SystemTime::now(),
         };
         shard.is_logging().then(begin)
     }
@@ -35,7 +30,7 @@ impl Record {
         tally: &Tally,
     ) {
         shard.log(&Entry {
-            begun: self.begun_at,
+            begun: self.begun,
             took: self.begun.elapsed(),
             source,
             sender,
