@@ -57,6 +57,12 @@ pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
     accepted.filter_map(known).collect()
 }
 
+/// Takes over a descriptor that its owner has given up by `into_raw_fd`.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: callers pass what `into_raw_fd` answered, once: nobody else closes it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// Whether nothing has arrived on a connection: no byte, no end of stream, no error.
 pub fn is_quiet(fd: RawFd) -> bool {
     let mut byte = 0_u8;

@@ -3,6 +3,8 @@
 //! Knows nothing of requests; holds what outlives each of them.
 
 use std::{
+    future::Future,
+    io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
 };
@@ -16,7 +18,7 @@ use crate::{
         http1::head::Persist,
         net::{
             deadline::Watch,
-            stream::{self, SocketReader, SocketWriter},
+            stream::{self, Resting, SocketReader, SocketWriter},
             sys::Side,
         },
         shard::Shard,
@@ -69,6 +71,37 @@ pub struct Device {
     pub noted: Noted,
 }
 
+/// What is kept of a device while nothing goes on.
+#[derive(Debug)]
+pub struct Dormant {
+    socket: Resting,
+    source: IpAddr,
+    slot: Slot,
+    is_fresh: bool,
+}
+
+impl Dormant {
+    /// Waits until there is a reason to wake up; what it is, the next receive says.
+    pub fn sleep(&self) -> impl Future<Output = io::Result<()>> {
+        self.socket.readable()
+    }
+
+    /// Makes the device ready to speak.
+    pub fn wake(self, shard: &Shard) -> Device {
+        let (reader, writer, watch) = self.socket.split();
+        Device {
+            watch,
+            reader,
+            writer,
+            inbox: shard.buffers.take_parked(),
+            source: self.source,
+            slot: self.slot,
+            is_fresh: self.is_fresh,
+            noted: Noted::default(),
+        }
+    }
+}
+
 impl Device {
     /// Takes over a connection that was accepted.
     pub fn new(shard: &Shard, socket: TcpStream, peer: SocketAddr, slot: Slot) -> Self {
@@ -82,6 +115,19 @@ impl Device {
             slot,
             is_fresh: true,
             noted: Noted::default(),
+        }
+    }
+
+    /// Gives everything back that only a device that speaks needs. Nothing must be under way, and
+    /// nothing have been received that was not read.
+    pub fn fall_asleep(self, shard: &Shard) -> Dormant {
+        debug_assert!(self.inbox.is_empty(), "what was received has been read");
+        shard.buffers.put(self.inbox);
+        Dormant {
+            socket: Resting::join(self.reader, self.writer, self.watch),
+            source: self.source,
+            slot: self.slot,
+            is_fresh: self.is_fresh,
         }
     }
 
@@ -139,15 +185,6 @@ impl Device {
             }
         }
         self.watch.shutdown(Side::Both);
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // After a fault of ours nobody can say how much of an answer is out.
-        if std::thread::panicking() {
-            self.watch.reset();
-        }
     }
 }
 
