@@ -52,8 +52,16 @@ pub const ACCEPT_PAUSE_CEILING: Duration = Duration::from_millis(500);
 /// Files that are open beside connections: listeners, rings, pipes, logs.
 pub const FILES_BESIDE_CONNECTIONS: usize = 1_024;
 
-/// Bytes of the task that a connection is, whatever it is doing.
-pub const CONNECTION_TASK_BYTES_MAX: usize = 4_096;
+/// Bytes of what a connection needs while it is awake, buffers aside: from its first request on, or
+/// since it woke up.
+pub const CONNECTION_AWAKE_BYTES_MAX: usize = 4_096;
+/// Bytes of the task that a connection is at all times: all that is left of one that is dormant.
+pub const CONNECTION_TASK_BYTES_MAX: usize = 256;
+/// How long a connection is idle before it is made dormant: it waits without a buffer then, and
+/// costs a poll when it wakes up.
+pub const DORMANT_AFTER: Duration = Duration::from_secs(1);
+/// Connections of one core that are made dormant in one tick at most: a few hundred microseconds.
+pub const RECALLS_PER_TICK_MAX: usize = 256;
 /// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
 /// or for what trickles of a body.
 pub const PARKED_BYTES: usize = 2_048;

@@ -29,6 +29,9 @@ MILLION = 1_000_000
 # address have 64 connections.
 IDLE_DEVICES = 100
 IDLE_ACTIVE = 16
+# Seconds without traffic after which memory is read: a peer may need a while to let go of what an
+# idle connection does not need.
+IDLE_PAUSE = 5.0
 
 
 class Load:
@@ -91,7 +94,7 @@ class Bench:
             devices = self.table(10_000)
             identity.check(PEERS[name], devices, self.certificates, self.folder, PEER_CORE)
 
-    def start(self, name, scenario, size=10_000):
+    def start(self, name, scenario, size=10_000, few=False):
         job = Job(
             scenario.variant,
             self.origin.ports[scenario.variant],
@@ -100,6 +103,7 @@ class Bench:
             self.folder,
             PEER_CORE,
             scenario.bodies,
+            few=few,
         )
         return PEERS[name](job)
 
@@ -165,19 +169,15 @@ class Bench:
         }
 
     def measure_idle(self, name, scenario):
-        """Resident bytes that each idle connection adds, after it has had one request."""
+        """Resident bytes of each idle connection, after it has had one request."""
         count = scenario.quick if self.quick else scenario.requests
-        # A large table leaves free memory behind when it is built, which would be used first.
-        peer = self.start(name, scenario, IDLE_DEVICES)
+        least = self.resident_with_few(name, scenario)
+        peer = self.start_for_idle(name, scenario)
         try:
-            peer.ready()
-            arguments = [*self.arguments(peer, scenario), "--devices", IDLE_DEVICES]
-            # Pools, code and allocator arenas that any traffic brings in are not the connections'.
-            self.run_load([*arguments, "--connections", IDLE_ACTIVE, "--requests", 3000])
             load = Load(
                 self.load,
-                [*arguments, "--connections", count, "--active", IDLE_ACTIVE]
-                + ["--requests", count, "--gate"],
+                [*self.idle_arguments(peer, scenario), "--connections", count]
+                + ["--active", IDLE_ACTIVE, "--requests", count, "--gate"],
             )
             try:
                 load.line()
@@ -186,17 +186,47 @@ class Bench:
                 result = load.line()
                 if result["errors"] or result["requests"] != count:
                     raise Failed(f"wrong answers: {result}")
+                time.sleep(IDLE_PAUSE)
                 after = settled(peer.process.rss_bytes)
                 open_now = connections(peer.port)
                 if open_now < count:
                     raise Failed(f"{name} holds {open_now} of {count} idle connections")
             finally:
                 load.end()
-            result.update(rss_before=before, rss_after=after)
-            figures = {"bytes_per_connection": (after - before) / count, "resident_mb": after / 1e6}
+            result.update(rss_least=least, rss_before=before, rss_after=after)
+            figures = {
+                "bytes_per_connection": (after - before) / count,
+                "bytes_with_reserve": (after - least) / count,
+                "resident_mb": after / 1e6,
+            }
             return result, figures, False
         finally:
             peer.stop()
+
+    def resident_with_few(self, name, scenario):
+        """Resident bytes of a peer that is configured for few connections, and has served them."""
+        peer = self.start_for_idle(name, scenario, few=True)
+        try:
+            return settled(peer.process.rss_bytes)
+        finally:
+            peer.stop()
+
+    def start_for_idle(self, name, scenario, few=False):
+        """A peer that has served some traffic: the pools, code and allocator arenas that any
+        traffic brings in are not the idle connections'."""
+        # A large table leaves free memory behind when it is built, which would be used first.
+        peer = self.start(name, scenario, IDLE_DEVICES, few)
+        try:
+            peer.ready()
+            warm_up = ["--connections", IDLE_ACTIVE, "--requests", 3000]
+            self.run_load([*self.idle_arguments(peer, scenario), *warm_up])
+            return peer
+        except BaseException:
+            peer.stop()
+            raise
+
+    def idle_arguments(self, peer, scenario):
+        return [*self.arguments(peer, scenario), "--devices", IDLE_DEVICES]
 
     def measure_million(self, name, scenario):
         """Time from start to the first answer, and resident bytes, of a table of a million."""

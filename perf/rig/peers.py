@@ -14,6 +14,10 @@ from .table import ACCOUNT, address
 from .wire import ask
 
 
+# Connections of a peer that is configured for few: sixteen devices, and as many to the origin.
+FEW = 64
+
+
 @dataclass
 class Job:
     """What a peer is to do."""
@@ -27,6 +31,8 @@ class Job:
     bodies: bool = False
     log: bool = False
     idle_upstream: int = 512
+    # Configured for no more connections than the few that serve in a moment.
+    few: bool = False
 
 
 class Peer:
@@ -112,7 +118,7 @@ worker_processes 1;
 pid {folder}/nginx.pid;
 error_log {folder}/nginx-error.log crit;
 
-events {{ worker_connections 16384; }}
+events {{ worker_connections {connections}; }}
 http {{
     access_log off;
     client_max_body_size 0;
@@ -194,6 +200,7 @@ class Nginx(Peer):
         config.write_text(
             NGINX.format(
                 folder=job.folder,
+                connections=FEW if job.few else 16384,
                 hash_size=max(2048, job.table.size * 2),
                 port=self.port,
                 upstream=job.port,
@@ -212,7 +219,7 @@ class Nginx(Peer):
 HAPROXY = """
 global
     nbthread 1
-    maxconn 7000
+    maxconn {connections}
     tune.maxpollevents 512
 {tuning}
 defaults
@@ -261,6 +268,7 @@ class Haproxy(Peer):
         config = job.folder / "haproxy.cfg"
         config.write_text(
             HAPROXY.format(
+                connections=FEW if job.few else 7000,
                 port=self.port,
                 upstream=job.port,
                 idle=job.idle_upstream,

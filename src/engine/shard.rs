@@ -53,6 +53,7 @@ pub struct Shard {
     request_ids: RequestIds,
     draining: Cell<bool>,
     connections: Cell<usize>,
+    dormant: Cell<usize>,
     refusals: Cell<usize>,
 }
 
@@ -97,6 +98,7 @@ impl Shard {
             request_ids: RequestIds::new(),
             draining: Cell::new(false),
             connections: Cell::new(0),
+            dormant: Cell::new(0),
             refusals: Cell::new(0),
         })
     }
@@ -140,6 +142,7 @@ impl Shard {
             log.tick();
         }
         self.metrics.open.set(self.connections.get() as u64);
+        self.metrics.dormant.set(self.dormant.get() as u64);
         self.metrics.refusing.set(self.refusals.get() as u64);
         self.metrics.pooled.set(self.pools.len() as u64);
         // Lets go of a snapshot that was replaced while no request came.
@@ -177,6 +180,16 @@ impl Shard {
             shard: Rc::clone(self),
             ending: Ending::Fault,
         }
+    }
+
+    /// Counts one connection more that sleeps.
+    pub fn begin_sleep(&self) {
+        self.dormant.set(self.dormant.get() + 1);
+    }
+
+    /// Counts one connection less that sleeps.
+    pub fn end_sleep(&self) {
+        self.dormant.set(self.dormant.get() - 1);
     }
 
     /// A place among the connections that are told why they are not served; `None` if all are taken.

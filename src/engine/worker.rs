@@ -26,7 +26,7 @@ use super::{
         deadline::TICK,
         listener::{Acceptor, AcceptorCloser},
     },
-    proxy::connection::{self, Entrance},
+    proxy::connection::{self, Entrance, Visit},
     shard::Shard,
 };
 use crate::config::settings::Tuning;
@@ -126,10 +126,10 @@ fn open(
     let entrance = Rc::new(entrance);
     monoio::spawn(async move {
         let accept = |socket, peer| {
-            let (shard, entrance) = (Rc::clone(&shard), Rc::clone(&entrance));
             let counted = shard.count_connection();
+            let awake = Box::pin(Visit::begin(&shard, &entrance, socket, peer).run());
             monoio::spawn(async move {
-                let serve = || connection::serve(&shard, &entrance, socket, peer);
+                let serve = || connection::serve(awake, Visit::run);
                 if let Some(ending) = contain(serve).await {
                     counted.end(ending);
                 }
@@ -154,8 +154,8 @@ fn open(
 
 /// Lets the connection that `serve` begins run; a panic in it ends it alone, and leaves `None`.
 ///
-/// Takes the beginning, not the future: an argument that is pinned has two places in the task, and
-/// this one is nearly all of what an idle connection costs.
+/// Takes the beginning, not the future: an argument that is pinned has two places in the task, which
+/// is much of what an idle connection costs.
 async fn contain<C: Future>(serve: impl FnOnce() -> C) -> Option<C::Output> {
     let mut connection = pin!(serve());
     let ended = std::future::poll_fn(|context| {
@@ -245,8 +245,6 @@ mod tests {
         sync::Arc,
     };
 
-    use monoio::net::TcpStream;
-
     use super::*;
     use crate::{
         config::settings::{Limits, Timeouts},
@@ -303,16 +301,18 @@ mod tests {
     }
 
     #[test]
-    fn the_task_of_a_connection_is_small() {
-        fn size_of_task<C>(
-            _: fn(&'static Rc<Shard>, &'static Entrance, TcpStream, SocketAddr) -> C,
-        ) -> usize {
+    fn the_task_of_a_connection_is_small_and_what_it_needs_awake_is_bounded() {
+        fn size_of_output<A, C>(_: impl Fn(A) -> C) -> usize {
             size_of::<C>()
         }
-        let bytes = size_of_task(|shard, entrance, socket, peer| {
-            contain(move || connection::serve(shard, entrance, socket, peer))
-        });
-        println!("{bytes} bytes");
-        assert!(bytes <= limits::CONNECTION_TASK_BYTES_MAX, "{bytes} bytes");
+        let awake = size_of_output(Visit::run);
+        let serve = |visit: Visit| {
+            let awake = Box::pin(visit.run());
+            contain(move || connection::serve(awake, Visit::run))
+        };
+        let asleep = size_of_output(serve);
+        println!("{asleep} bytes, {awake} bytes more while awake");
+        assert!(asleep <= limits::CONNECTION_TASK_BYTES_MAX, "{asleep}");
+        assert!(awake <= limits::CONNECTION_AWAKE_BYTES_MAX, "{awake}");
     }
 }

@@ -47,6 +47,8 @@ pub struct CoreMetrics {
     pub requests: Count,
     /// Connections of devices that are open now, as of the last tick.
     pub open: Count,
+    /// Connections among them that sleep, having been idle for a while, as of the last tick.
+    pub dormant: Count,
     /// Connections among them that are being refused, as of the last tick.
     pub refusing: Count,
     /// Idle connections to servers, as of the last tick.
@@ -144,6 +146,7 @@ impl Totals {
         Self {
             counts: vec![
                 ("open", sum(&|core| core.open.read())),
+                ("dormant", sum(&|core| core.dormant.read())),
                 ("refusing", sum(&|core| core.refusing.read())),
                 ("pooled", sum(&|core| core.pooled.read())),
                 ("accepted", sum(&|core| core.accepted.read())),
@@ -188,7 +191,7 @@ mod tests {
         cores[0].pooled.set(7);
         assert_eq!(
             Totals::sum(cores.iter(), &["first", "second"]).to_string(),
-            "open=0 refusing=0 pooled=7 accepted=2 accept_failed=0 requests=0 ended.idle=2 \
+            "open=0 dormant=0 refusing=0 pooled=7 accepted=2 accept_failed=0 requests=0 ended.idle=2 \
              failed.second=1"
         );
     }

@@ -1,25 +1,33 @@
 //! Deadlines of a core's sockets: the only place that ends I/O early.
 //!
-//! A monoio future must never be dropped while its operation is in flight (bytes would be lost),
-//! so nothing is cancelled here. A sweep shuts the socket down instead, and the pending operation
-//! completes by itself. Setting a deadline is one store; there is no timer per operation.
+//! A monoio future must never be dropped while its operation is in flight (bytes would be lost). A
+//! sweep shuts the socket down instead, and the pending operation completes by itself. Only the
+//! receive of a connection that has been idle for a while is cancelled, and its completion is waited
+//! for like any other: it brings what came before it could be stopped, or says that nothing has.
+//! Setting a deadline is one store; there is no timer per operation.
 
 use std::{
     cell::{Cell, RefCell},
+    fmt,
     os::fd::RawFd,
     rc::Rc,
+    thread,
     time::{Duration, Instant},
 };
 
+use monoio::io::{CancelHandle, Canceller};
 use slab::Slab;
 
 use super::sys::{self, Side};
+use crate::limits;
 
 /// How often a core sweeps. No deadline fires early; it fires at most three ticks late, and later
 /// only if the core itself did not run meanwhile.
 pub const TICK: Duration = Duration::from_millis(50);
 /// By how much one sweep advances the core's clock at most, and so how stale the clock may be.
 const STEP_MAX: Duration = TICK.saturating_mul(2);
+/// Sweeps after which an idle connection's receive is called back.
+const IDLE_SWEEPS: u8 = (limits::DORMANT_AFTER.as_millis() / TICK.as_millis()) as u8;
 
 /// A point in a core's time, in milliseconds of which it was running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,12 +51,25 @@ pub struct Deadlines {
 #[derive(Debug)]
 struct Entry {
     fd: RawFd,
-    read_due: Due,
-    write_due: Due,
     waiting: Waiting,
     cut: Cut,
     read_expired: bool,
     write_expired: bool,
+    /// Sweeps that found it idle, one after the other.
+    idle_sweeps: u8,
+    read_due: Due,
+    write_due: Due,
+    recall: Option<Recall>,
+}
+
+/// Calls back the receive that waits for a next request.
+#[derive(Default)]
+struct Recall(Canceller);
+
+impl fmt::Debug for Recall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recall")
+    }
 }
 
 /// How a connection ends that must end early.
@@ -66,6 +87,14 @@ impl Entry {
             Cut::Orderly => sys::shutdown(self.fd, Side::Both),
             Cut::Reset => sys::reset(self.fd),
         }
+    }
+
+    /// Counts one more sweep; answers what calls its receive back, if it has been idle for long
+    /// enough.
+    fn tire(&mut self) -> Option<Recall> {
+        self.idle_sweeps = self.idle_sweeps.saturating_add(1);
+        let is_tired = self.idle_sweeps >= IDLE_SWEEPS && self.waiting == Waiting::Idle;
+        if is_tired { self.recall.take() } else { None }
     }
 }
 
@@ -111,26 +140,28 @@ impl Deadlines {
     }
 
     /// Puts a socket under watch. The watch must be dropped before the socket is closed.
-    pub fn watch(self: &Rc<Self>, fd: RawFd) -> Rc<Watch> {
+    pub fn watch(self: &Rc<Self>, fd: RawFd) -> Watch {
         let entry = Entry {
             fd,
-            read_due: Due::NEVER,
-            write_due: Due::NEVER,
             waiting: Waiting::Busy,
             cut: Cut::Orderly,
             read_expired: false,
             write_expired: false,
+            idle_sweeps: 0,
+            read_due: Due::NEVER,
+            write_due: Due::NEVER,
+            recall: None,
         };
         let key = self.sockets.borrow_mut().insert(entry);
-        Rc::new(Watch {
+        Watch {
             deadlines: Rc::clone(self),
-            key,
+            key: key.try_into().expect("fewer sockets than descriptors"),
             fd,
-        })
+        }
     }
 
     /// Advances the clock and ends what is overdue: a receive by ending the read side, so that an
-    /// answer can still be sent; a send by ending both.
+    /// answer can still be sent; a send by ending both. Calls back what has been idle for a while.
     pub fn sweep(&self) {
         self.sweep_at(Instant::now());
     }
@@ -146,6 +177,7 @@ impl Deadlines {
         self.rest_us.set(step % 1_000);
         let now = Due(self.now_ms.get() + step / 1_000);
         self.now_ms.set(now.0);
+        let mut recalls = 0;
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
             if entry.read_due <= now {
                 entry.read_due = Due::NEVER;
@@ -156,6 +188,12 @@ impl Deadlines {
                 entry.write_due = Due::NEVER;
                 entry.write_expired = true;
                 entry.end();
+            }
+            if recalls < limits::RECALLS_PER_TICK_MAX
+                && let Some(Recall(canceller)) = entry.tire()
+            {
+                recalls += 1;
+                canceller.cancel();
             }
         }
     }
@@ -177,11 +215,12 @@ impl Deadlines {
     }
 }
 
-/// One socket's deadlines. Reader and writer of the socket share it.
+/// One socket's deadlines. Reader and writer of the socket share it. If a fault of ours unwinds past
+/// it, it resets the connection: nobody can say then how much of a message is out.
 #[derive(Debug)]
 pub struct Watch {
     deadlines: Rc<Deadlines>,
-    key: usize,
+    key: u32,
     fd: RawFd,
 }
 
@@ -202,6 +241,23 @@ impl Watch {
             entry.read_due = due;
             entry.waiting = Waiting::Idle;
         });
+    }
+
+    /// Likewise, for a receive that is called back when it has waited for
+    /// [`limits::DORMANT_AFTER`]. The deadline stands until it is taken back.
+    pub fn set_idle_until_recalled(&self, due: Due) -> CancelHandle {
+        self.with(|entry| {
+            entry.read_due = due;
+            entry.waiting = Waiting::Idle;
+            entry.idle_sweeps = 0;
+            // What called one receive back serves no other.
+            entry.recall.get_or_insert_default().0.handle()
+        })
+    }
+
+    /// The deadline of a wait for a next request that stands.
+    pub fn idle_due(&self) -> Option<Due> {
+        self.with(|entry| (entry.waiting == Waiting::Idle).then_some(entry.read_due))
     }
 
     /// Takes the read deadline back.
@@ -258,26 +314,39 @@ impl Watch {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Entry) -> T) -> T {
-        act(&mut self.deadlines.sockets.borrow_mut()[self.key])
+        act(&mut self.deadlines.sockets.borrow_mut()[self.key as usize])
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.deadlines.sockets.borrow_mut().remove(self.key);
+        if thread::panicking() {
+            self.reset();
+        }
+        self.deadlines
+            .sockets
+            .borrow_mut()
+            .remove(self.key as usize);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
-        io::Read,
+        future::{Future, poll_fn},
+        io::{Read, Write},
         net::{TcpListener, TcpStream},
         os::fd::AsRawFd,
-        thread,
+        pin::pin,
+        task::Poll,
     };
 
-    use super::*;
+    use monoio::{IoUringDriver, RuntimeBuilder};
+
+    use super::{
+        super::stream::{self, Resting},
+        *,
+    };
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -302,7 +371,7 @@ mod tests {
         sweep_until(&deadlines, || watch.read_expired());
         assert!(deadlines.is_past(due));
         assert_eq!(near.read(&mut [0; 8]).expect("read side ended"), 0);
-        std::io::Write::write_all(&mut near, b"408").expect("write side open");
+        near.write_all(b"408").expect("write side open");
         drop((watch, near));
         let mut answer = String::new();
         (&far).read_to_string(&mut answer).expect("answer");
@@ -359,5 +428,83 @@ mod tests {
         let error = (&busy).read(&mut [0; 8]).expect_err("nothing has come");
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
         drop((first, second));
+    }
+
+    /// Waits for first bytes until the sweep calls the receive back, with `before` done right before
+    /// that and `after` right after it; answers all that came, in however many receives.
+    fn receive_while_recalled(
+        before: impl FnOnce(&mut TcpStream),
+        after: impl FnOnce(&mut TcpStream),
+    ) -> (usize, Vec<u8>) {
+        let (near, mut far) = pair();
+        let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+            .build()
+            .expect("a ring");
+        runtime.block_on(async {
+            let deadlines = Deadlines::new();
+            let socket = monoio::net::TcpStream::from_std(near).expect("a socket");
+            let (mut reader, writer, watch) = stream::split(socket, &deadlines);
+            let due = deadlines.due_in(Duration::from_secs(60));
+            let (result, mut buffer) = {
+                let mut receive = pin!(reader.read_first(Vec::with_capacity(64), due));
+                poll_fn(|context| {
+                    assert!(receive.as_mut().poll(context).is_pending());
+                    Poll::Ready(())
+                })
+                .await;
+                before(&mut far);
+                (0..IDLE_SWEEPS).for_each(|_| deadlines.sweep());
+                after(&mut far);
+                receive.await
+            };
+            let mut sleeps = 0;
+            if result.expect("no error").is_none() {
+                sleeps += 1;
+                assert_eq!(watch.idle_due(), Some(due), "the deadline stands");
+                let resting = Resting::join(reader, writer, watch);
+                resting.readable().await.expect("bytes");
+                let (mut reader, ..) = resting.split();
+                let (result, received) = reader.read_first(buffer, due).await;
+                assert!(matches!(result, Ok(Some(received)) if received > 0));
+                buffer = received;
+            }
+            (sleeps, buffer)
+        })
+    }
+
+    #[test]
+    fn a_receive_that_is_called_back_loses_no_byte_and_doubles_none() {
+        let send = |far: &mut TcpStream| far.write_all(b"GET /").expect("a peer");
+        let nothing = |_: &mut TcpStream| {};
+        assert_eq!(receive_while_recalled(send, nothing).1, b"GET /");
+        assert_eq!(receive_while_recalled(nothing, send).1, b"GET /");
+        let later = |far: &mut TcpStream| {
+            let mut far = far.try_clone().expect("a socket");
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(50));
+                far.write_all(b"GET /").expect("a peer");
+            });
+        };
+        assert_eq!(
+            receive_while_recalled(nothing, later),
+            (1, b"GET /".to_vec())
+        );
+    }
+
+    #[test]
+    fn a_receive_that_is_busy_is_never_called_back() {
+        let (near, _far) = pair();
+        let deadlines = Deadlines::new();
+        let watch = deadlines.watch(near.as_raw_fd());
+        let recall = |watch: &Watch| watch.with(|entry| entry.recall.is_none());
+        drop(watch.set_idle_until_recalled(Due::NEVER));
+        watch.clear_read();
+        (0..IDLE_SWEEPS).for_each(|_| deadlines.sweep());
+        assert!(!recall(&watch));
+        drop(watch.set_idle_until_recalled(Due::NEVER));
+        (1..IDLE_SWEEPS).for_each(|_| deadlines.sweep());
+        assert!(!recall(&watch));
+        deadlines.sweep();
+        assert!(recall(&watch));
     }
 }

@@ -3,12 +3,22 @@
 //! Buffers are lent to the ring and come back with the result; a future from here is never dropped
 //! before it completes. Deadlines are given with each operation.
 
-use std::{io, net::SocketAddr, os::fd::AsRawFd, rc::Rc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, IntoRawFd},
+    rc::Rc,
+    time::Duration,
+};
 
 use monoio::{
     buf::{IoBuf, IoBufMut},
-    io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable},
-    net::TcpStream,
+    io::{
+        AsyncReadRent, AsyncWriteRent, CancelableAsyncReadRent, OwnedReadHalf, OwnedWriteHalf,
+        Splitable,
+    },
+    net::{TcpStream, UnixStream},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -146,6 +156,11 @@ pub fn split(
     deadlines: &Rc<Deadlines>,
 ) -> (SocketReader, SocketWriter, Rc<Watch>) {
     let watch = deadlines.watch(socket.as_raw_fd());
+    split_watched(socket, watch)
+}
+
+fn split_watched(socket: TcpStream, watch: Watch) -> (SocketReader, SocketWriter, Rc<Watch>) {
+    let watch = Rc::new(watch);
     let (read, write) = socket.into_split();
     let reader = SocketReader {
         watch: Rc::clone(&watch),
@@ -167,7 +182,46 @@ pub fn close(reader: SocketReader, writer: SocketWriter) {
     drop(watch);
     // Both are halves of one socket.
     if let Ok(socket) = half.reunite(other) {
-        sys::close(socket);
+        drop(sys::own(socket.into_raw_fd()));
+    }
+}
+
+/// A connected socket under watch on which nothing is received or sent, as small as it gets.
+#[derive(Debug)]
+pub struct Resting {
+    // Before the socket, so that it ends before that closes.
+    watch: Watch,
+    // For its readiness alone: a `TcpStream` has room for two addresses that nobody asks it for.
+    socket: UnixStream,
+}
+
+impl Resting {
+    /// Makes one of both halves of a socket, and of their watch, of which nobody else has a share.
+    ///
+    /// # Panics
+    /// If they are not of one socket, or the watch is shared.
+    pub fn join(reader: SocketReader, writer: SocketWriter, watch: Rc<Watch>) -> Self {
+        let socket = reader.half.reunite(writer.half);
+        drop((reader.watch, writer.watch));
+        let watch = Rc::into_inner(watch).expect("reader and writer had the other shares");
+        let socket = sys::own(socket.expect("halves of one socket").into_raw_fd());
+        Self {
+            watch,
+            socket: UnixStream::from_std(socket.into()).expect("the ring registers no sockets"),
+        }
+    }
+
+    /// Waits, without a buffer, until a receive would bring something: bytes, an end, or an error.
+    /// That receive also says why it failed, if it did.
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> {
+        self.socket.readable(false)
+    }
+
+    /// Splits it again.
+    pub fn split(self) -> (SocketReader, SocketWriter, Rc<Watch>) {
+        let socket = sys::own(self.socket.into_raw_fd());
+        let socket = TcpStream::from_std(socket.into()).expect("the ring registers no sockets");
+        split_watched(socket, self.watch)
     }
 }
 
@@ -263,7 +317,7 @@ impl SocketReader {
         result
     }
 
-    /// Like `read`, for the first byte of a next request: a draining core may end the wait.
+    /// Like `read`, while nothing is under way: a draining core may end the wait.
     pub async fn read_idle(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
         self.watch.set_idle(due);
         let result = self.receive(buffer, room).await;
@@ -271,18 +325,40 @@ impl SocketReader {
         result
     }
 
+    /// Likewise, into an empty buffer, for the first bytes of a next request. `None`: they have not
+    /// come for a while; the deadline stands, and the wait may go on without a buffer.
+    pub async fn read_first(&mut self, buffer: Vec<u8>, due: Due) -> Lent<Option<usize>> {
+        let recall = self.watch.set_idle_until_recalled(due);
+        let end = buffer.capacity();
+        let receive = self.half.cancelable_read(buffer.slice_mut(..end), recall);
+        let (result, slice) = receive.await;
+        let result = match result {
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Ok(None),
+            result => {
+                let result = self.judge(result).map(Some);
+                self.watch.clear_read();
+                result
+            }
+        };
+        (result, slice.into_inner())
+    }
+
     async fn receive(&mut self, buffer: Vec<u8>, room: usize) -> Lent<usize> {
         let begin = buffer.len();
         let end = begin + room.min(buffer.capacity() - begin);
         debug_assert!(end > begin, "a receive needs room");
         let (result, slice) = self.half.read(buffer.slice_mut(begin..end)).await;
-        let result = match result {
+        (self.judge(result), slice.into_inner())
+    }
+
+    /// Says of a receive that brought nothing whether its deadline did that.
+    fn judge(&self, result: io::Result<usize>) -> Result<usize, StreamError> {
+        match result {
             Ok(0) if self.watch.read_expired() => Err(StreamError::TimedOut),
             Ok(received) => Ok(received),
             Err(_) if self.watch.read_expired() => Err(StreamError::TimedOut),
             Err(error) => Err(error.into()),
-        };
-        (result, slice.into_inner())
+        }
     }
 }
 

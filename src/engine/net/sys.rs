@@ -6,7 +6,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
 
@@ -57,10 +57,10 @@ pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
     accepted.filter_map(known).collect()
 }
 
-/// Closes a socket of the ring's on which no operation is under way.
-pub fn close(socket: monoio::net::TcpStream) {
-    // SAFETY: the stream has just given its descriptor up, and nobody else knows it.
-    drop(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) });
+/// Takes over a descriptor that its owner has given up by `into_raw_fd`.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: callers pass what `into_raw_fd` answered, once: nobody else closes it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Whether nothing has arrived on a connection: no byte, no end of stream, no error.

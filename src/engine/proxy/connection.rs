@@ -2,13 +2,13 @@
 //!
 //! Knows how a connection begins and waits; never looks into a head.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 
 use ipnet::IpNet;
 use monoio::net::TcpStream;
 
 use super::{
-    device::{After, Device},
+    device::{After, Device, Dormant},
     exchange,
     failure::Failure,
     flow::Tally,
@@ -46,13 +46,21 @@ enum Stop {
     Failed(Failure),
 }
 
+/// Why a device is served no further for now.
+enum Pause {
+    /// It has nothing to say; what it said last is remembered.
+    Sleep(HeadSearch),
+    /// Its connection ends.
+    End(After, Ending),
+}
+
 /// Looks for the next head in what a device sends, piece by piece.
 #[derive(Debug, Default)]
 pub struct HeadSearch {
     /// Bytes of the inbox that were looked at before.
-    scanned: usize,
+    scanned: u32,
     /// Bytes of empty lines thrown away so far.
-    skipped: usize,
+    skipped: u32,
 }
 
 /// What an inbox begins with.
@@ -77,23 +85,28 @@ impl HeadSearch {
         if empty > 0 {
             inbox.drain(..empty);
             self.scanned = 0;
-            self.skipped += empty;
-            if self.skipped > limits::EMPTY_LINES_BYTES_MAX {
+            self.skipped = self.skipped.saturating_add(bytes_u32(empty));
+            if self.skipped as usize > limits::EMPTY_LINES_BYTES_MAX {
                 return Err(Failure::MalformedHead);
             }
         }
         if inbox.is_empty() {
             return Ok(Found::Nothing);
         }
-        match head::find_end(inbox, self.scanned)? {
+        match head::find_end(inbox, self.scanned as usize)? {
             Some(length) if length <= head_bytes_max => Ok(Found::Head(length)),
             None if inbox.len() < head_bytes_max => {
-                self.scanned = inbox.len();
+                self.scanned = bytes_u32(inbox.len());
                 Ok(Found::Part)
             }
             _ => Err(oversize(inbox, head_bytes_max)),
         }
     }
+}
+
+/// A length of an inbox, which no limit lets grow that far.
+fn bytes_u32(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// Whether the request line alone is over the limit, or the fields that follow it.
@@ -105,37 +118,113 @@ fn oversize(inbox: &[u8], head_bytes_max: usize) -> Failure {
     }
 }
 
+/// A connection while it is awake.
+pub struct Visit {
+    shard: Rc<Shard>,
+    device: Device,
+    standing: Standing,
+    search: HeadSearch,
+}
+
+/// All that is kept of a connection while it sleeps.
+pub struct Sleeper {
+    shard: Rc<Shard>,
+    device: Dormant,
+    standing: Standing,
+    search: HeadSearch,
+}
+
+/// What becomes of a connection that was awake.
+pub enum Outcome {
+    /// It sleeps until something comes.
+    Asleep(Sleeper),
+    /// It has ended.
+    Ended(Ending),
+}
+
+/// How far a connection has come.
+enum Standing {
+    /// Nobody knows yet who speaks.
+    AtEntrance(Rc<Entrance>),
+    /// It counts.
+    Admitted(Admitted),
+}
+
 /// Serves a device until its connection ends; says why it did.
-pub async fn serve(
-    shard: &Rc<Shard>,
-    entrance: &Entrance,
-    socket: TcpStream,
-    peer: SocketAddr,
+///
+/// `run` is [`Visit::run`]. What it makes is nearly all that a connection needs, and is allocated
+/// for as long as that is awake.
+pub async fn serve<R: Future<Output = Outcome>>(
+    mut awake: Pin<Box<R>>,
+    run: impl Fn(Visit) -> R,
 ) -> Ending {
-    let mut device = Device::new(shard, socket, peer, entrance.slot);
-    match device.enter(shard, entrance).await {
-        Ok(admitted) => {
-            let (after, ending) = device.serve_requests(shard).await;
-            device.end(shard, after).await;
-            // A connection that lingers still counts.
-            drop(admitted);
-            ending
+    loop {
+        let sleeper = match awake.await {
+            Outcome::Asleep(sleeper) => sleeper,
+            Outcome::Ended(ending) => return ending,
+        };
+        sleeper.shard.begin_sleep();
+        let _ = sleeper.device.sleep().await;
+        sleeper.shard.end_sleep();
+        awake = Box::pin(run(sleeper.wake()));
+    }
+}
+
+impl Sleeper {
+    fn wake(self) -> Visit {
+        Visit {
+            device: self.device.wake(&self.shard),
+            shard: self.shard,
+            standing: self.standing,
+            search: self.search,
         }
-        // To be refused takes time and a descriptor as well.
-        Err(Stop::Failed(failure)) => match shard.begin_refusal() {
-            Some(_refusing) => {
-                let after = device.reject(shard, failure).await;
-                device.end(shard, after).await;
-                Ending::Failed
+    }
+}
+
+impl Visit {
+    /// Takes over a connection that was accepted.
+    pub fn begin(
+        shard: &Rc<Shard>,
+        entrance: &Rc<Entrance>,
+        socket: TcpStream,
+        peer: SocketAddr,
+    ) -> Self {
+        Self {
+            shard: Rc::clone(shard),
+            device: Device::new(shard, socket, peer, entrance.slot),
+            standing: Standing::AtEntrance(Rc::clone(entrance)),
+            search: HeadSearch::default(),
+        }
+    }
+
+    /// Serves the device until it has nothing to say for a while, or its connection ends.
+    pub async fn run(self) -> Outcome {
+        let Self {
+            shard,
+            mut device,
+            standing,
+            search,
+        } = self;
+        let admitted = match standing {
+            Standing::Admitted(admitted) => admitted,
+            Standing::AtEntrance(entrance) => match device.enter(&shard, &entrance).await {
+                Ok(admitted) => admitted,
+                Err(stop) => return Outcome::Ended(device.turn_away(&shard, stop).await),
+            },
+        };
+        match device.serve_requests(&shard, search).await {
+            Pause::Sleep(search) => Outcome::Asleep(Sleeper {
+                device: device.fall_asleep(&shard),
+                shard,
+                standing: Standing::Admitted(admitted),
+                search,
+            }),
+            Pause::End(after, ending) => {
+                device.end(&shard, after).await;
+                // A connection that lingers still counts.
+                drop(admitted);
+                Outcome::Ended(ending)
             }
-            None => {
-                device.end(shard, After::Close).await;
-                Ending::RefusedUnanswered
-            }
-        },
-        Err(Stop::Ended(ending)) => {
-            device.end(shard, After::Close).await;
-            ending
         }
     }
 }
@@ -160,6 +249,24 @@ impl Device {
         } else {
             Err(too_many)
         }
+    }
+
+    /// Ends a connection that is not served.
+    async fn turn_away(mut self, shard: &Shard, stop: Stop) -> Ending {
+        let (after, ending) = match stop {
+            // To be refused takes time and a descriptor as well.
+            Stop::Failed(failure) => match shard.begin_refusal() {
+                Some(_refusing) => {
+                    let after = self.reject(shard, failure).await;
+                    self.end(shard, after).await;
+                    return Ending::Failed;
+                }
+                None => (After::Close, Ending::RefusedUnanswered),
+            },
+            Stop::Ended(ending) => (After::Close, ending),
+        };
+        self.end(shard, after).await;
+        ending
     }
 
     /// Reads the PROXY protocol header that a listed peer must send first.
@@ -193,23 +300,30 @@ impl Device {
         }
     }
 
-    async fn serve_requests(&mut self, shard: &Rc<Shard>) -> (After, Ending) {
+    /// Serves requests as long as they come; the search for the first may have begun.
+    async fn serve_requests(&mut self, shard: &Rc<Shard>, mut search: HeadSearch) -> Pause {
         loop {
-            let (after, ending) = match self.next_head(shard).await {
-                Ok(head_bytes) => exchange::run(shard, self, head_bytes).await,
+            let (after, ending) = match self.next_head(shard, &mut search).await {
+                Ok(Some(head_bytes)) => exchange::run(shard, self, head_bytes).await,
+                Ok(None) => return Pause::Sleep(search),
                 Err(Stop::Failed(failure)) => (self.reject(shard, failure).await, Ending::Failed),
                 Err(Stop::Ended(ending)) => (After::Close, ending),
             };
             if after != After::Keep {
-                return (after, ending);
+                return Pause::End(after, ending);
             }
             self.is_fresh = false;
+            search = HeadSearch::default();
         }
     }
 
-    /// Receives until the inbox begins with a whole head; answers its length.
-    async fn next_head(&mut self, shard: &Shard) -> Result<usize, Stop> {
-        let mut search = HeadSearch::default();
+    /// Receives until the inbox begins with a whole head, and answers its length; or until nothing
+    /// of it has come for a while.
+    async fn next_head(
+        &mut self,
+        shard: &Shard,
+        search: &mut HeadSearch,
+    ) -> Result<Option<usize>, Stop> {
         let mut due = None;
         loop {
             match search
@@ -218,11 +332,13 @@ impl Device {
             {
                 Found::Head(length) => {
                     self.take_burst(shard).await;
-                    return Ok(length);
+                    return Ok(Some(length));
                 }
                 Found::Nothing => {
                     due = None;
-                    self.receive_first(shard).await?;
+                    if self.receive_first(shard).await?.is_none() {
+                        return Ok(None);
+                    }
                 }
                 Found::Part => {
                     let due =
@@ -233,29 +349,38 @@ impl Device {
         }
     }
 
-    /// Waits for the first byte of a next request, parked on a small buffer.
-    async fn receive_first(&mut self, shard: &Shard) -> Result<(), Stop> {
-        // A connection that was made before the drain may have its first request under way.
-        let keepalive = match (shard.is_draining(), self.is_fresh) {
-            (true, false) => return Err(Stop::Ended(Ending::Drained)),
-            (true, true) => limits::LINGER,
-            (false, _) => shard.timeouts.keepalive,
+    /// Waits for the first byte of a next request, parked on a small buffer; `None` if it has not
+    /// come for a while.
+    async fn receive_first(&mut self, shard: &Shard) -> Result<Option<usize>, Stop> {
+        let due = match self.watch.idle_due() {
+            // What woke it up is received first, whatever else has happened.
+            Some(due) => due,
+            None => shard.deadlines.due_in(self.patience(shard)?),
         };
         let mut buffer = std::mem::take(&mut self.inbox);
         if buffer.capacity() != limits::PARKED_BYTES {
             shard.buffers.put(buffer);
             buffer = shard.buffers.take_parked();
         }
-        let due = shard.deadlines.due_in(keepalive);
-        let (result, buffer) = self.reader.read_idle(buffer, usize::MAX, due).await;
+        let (result, buffer) = self.reader.read_first(buffer, due).await;
         self.inbox = buffer;
         Err(Stop::Ended(match result {
-            Ok(received) if received > 0 => return Ok(()),
+            Ok(Some(0)) if shard.is_draining() => Ending::Drained,
+            Ok(Some(0)) => Ending::Finished,
+            Ok(received) => return Ok(received),
             Err(StreamError::TimedOut) => Ending::Idle,
-            Ok(_) if shard.is_draining() => Ending::Drained,
-            Ok(_) => Ending::Finished,
             Err(_) => Ending::Reset,
         }))
+    }
+
+    /// How long the wait for a next request may last.
+    fn patience(&self, shard: &Shard) -> Result<Duration, Stop> {
+        match (shard.is_draining(), self.is_fresh) {
+            (true, false) => Err(Stop::Ended(Ending::Drained)),
+            // A connection that was made before the drain may have its first request under way.
+            (true, true) => Ok(limits::LINGER),
+            (false, _) => Ok(shard.timeouts.keepalive),
+        }
     }
 
     /// Receives what waits behind a head that came with more than the small buffer holds: it goes

@@ -3,6 +3,8 @@
 //! Knows nothing of requests; holds what outlives each of them.
 
 use std::{
+    future::Future,
+    io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
 };
@@ -16,7 +18,7 @@ use crate::{
         http1::head::Persist,
         net::{
             deadline::Watch,
-            stream::{self, SocketReader, SocketWriter},
+            stream::{self, Resting, SocketReader, SocketWriter},
         },
         shard::Shard,
     },
@@ -50,8 +52,6 @@ impl After {
 /// The device's side of an exchange.
 #[derive(Debug)]
 pub struct Device {
-    /// Before the halves, which close the socket.
-    fuse: Fuse,
     /// The socket's deadlines.
     pub watch: Rc<Watch>,
     /// Bytes from the device.
@@ -70,12 +70,42 @@ pub struct Device {
     pub noted: Noted,
 }
 
+/// What is kept of a device while nothing goes on.
+#[derive(Debug)]
+pub struct Dormant {
+    socket: Resting,
+    source: IpAddr,
+    slot: Slot,
+    is_fresh: bool,
+}
+
+impl Dormant {
+    /// Waits until there is a reason to wake up; what it is, the next receive says.
+    pub fn sleep(&self) -> impl Future<Output = io::Result<()>> {
+        self.socket.readable()
+    }
+
+    /// Makes the device ready to speak.
+    pub fn wake(self, shard: &Shard) -> Device {
+        let (reader, writer, watch) = self.socket.split();
+        Device {
+            watch,
+            reader,
+            writer,
+            inbox: shard.buffers.take_parked(),
+            source: self.source,
+            slot: self.slot,
+            is_fresh: self.is_fresh,
+            noted: Noted::default(),
+        }
+    }
+}
+
 impl Device {
     /// Takes over a connection that was accepted.
     pub fn new(shard: &Shard, socket: TcpStream, peer: SocketAddr, slot: Slot) -> Self {
         let (reader, writer, watch) = stream::split(socket, &shard.deadlines);
         Self {
-            fuse: Fuse(Rc::clone(&watch)),
             watch,
             reader,
             writer,
@@ -84,6 +114,19 @@ impl Device {
             slot,
             is_fresh: true,
             noted: Noted::default(),
+        }
+    }
+
+    /// Gives everything back that only a device that speaks needs. Nothing must be under way, and
+    /// nothing have been received that was not read.
+    pub fn fall_asleep(self, shard: &Shard) -> Dormant {
+        debug_assert!(self.inbox.is_empty(), "what was received has been read");
+        shard.buffers.put(self.inbox);
+        Dormant {
+            socket: Resting::join(self.reader, self.writer, self.watch),
+            source: self.source,
+            slot: self.slot,
+            is_fresh: self.is_fresh,
         }
     }
 
@@ -122,7 +165,7 @@ impl Device {
             After::Linger => self.linger(shard).await,
         }
         shard.buffers.put(self.inbox);
-        drop((self.watch, self.fuse));
+        drop(self.watch);
         stream::close(self.reader, self.writer);
     }
 
@@ -141,19 +184,6 @@ impl Device {
                 Ok(received) if received > 0 => last = received,
                 _ => break,
             }
-        }
-    }
-}
-
-/// Resets a connection whose task ends by a fault of ours: nobody can say how much of an answer is
-/// out by then.
-#[derive(Debug)]
-struct Fuse(Rc<Watch>);
-
-impl Drop for Fuse {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.reset();
         }
     }
 }
