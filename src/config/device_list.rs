@@ -46,6 +46,15 @@ struct Written {
     line: u32,
 }
 
+/// Rows that name a device again.
+#[derive(Default)]
+struct Doubles {
+    /// What makes one device of them: account, first device, another.
+    joins: Vec<(u32, u32, u32)>,
+    /// Rows at odds with the first, and why.
+    faults: Vec<(u32, String)>,
+}
+
 /// What of a list is still to be read.
 struct Rest<'b> {
     bytes: &'b [u8],
@@ -240,24 +249,20 @@ impl<'a> DeviceList<'a> {
                 self.refuse(self.line(row), ("device", message));
             }
         }
-        let (joins, faults) = self.find_doubles(&refused);
-        for (row, message) in faults {
+        let doubles = self.find_doubles(&refused);
+        for (row, message) in doubles.faults {
             self.refuse(self.line(row), ("serial", message));
         }
-        for same in joins.chunk_by(|a, b| a.0 == b.0) {
+        for same in doubles.joins.chunk_by(|a, b| a.0 == b.0) {
             let joins: Vec<_> = same.iter().map(|(_, first, row)| (*first, *row)).collect();
             self.accounts[same[0].0 as usize].devices.join(&joins);
         }
     }
 
-    /// Rows that name a device again, as (account, first device, this one), and those that are at
-    /// odds with the first.
-    fn find_doubles(
-        &mut self,
-        refused: &HashSet<u32>,
-    ) -> (Vec<(u32, u32, u32)>, Vec<(u32, String)>) {
+    /// The rows, save `refused` ones, whose device has been named before, in order.
+    fn find_doubles(&mut self, refused: &HashSet<u32>) -> Doubles {
         self.names.sort_unstable();
-        let (mut joins, mut faults) = (Vec::new(), Vec::new());
+        let mut doubles = Doubles::default();
         let mut firsts = Vec::new();
         for same in self.names.chunk_by(|a, b| a >> 32 == b >> 32) {
             if same.len() == 1 {
@@ -280,7 +285,7 @@ impl<'a> DeviceList<'a> {
                 let serial = self.device(first).serial;
                 if serial == device.serial {
                     let first = self.rows[first as usize].device;
-                    joins.push((written.account, first, written.device));
+                    doubles.joins.push((written.account, first, written.device));
                 } else {
                     let message = format!(
                         "the device {:?} has the serial {serial:?} at {}; write the same on each \
@@ -288,13 +293,13 @@ impl<'a> DeviceList<'a> {
                         device.name,
                         self.place_of(first)
                     );
-                    faults.push((row, message));
+                    doubles.faults.push((row, message));
                 }
             }
         }
-        joins.sort_unstable();
-        faults.sort_unstable();
-        (joins, faults)
+        doubles.joins.sort_unstable();
+        doubles.faults.sort_unstable();
+        doubles
     }
 
     fn device(&self, row: u32) -> Device<'_> {
