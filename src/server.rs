@@ -7,7 +7,7 @@ use std::{
     fmt,
     future::pending,
     io::{self, Write},
-    mem::ManuallyDrop,
+    mem::{self, ManuallyDrop},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -30,7 +30,7 @@ use crate::{
         reload::{Assembly, ReloadError},
         resolver::{Event, Resolver},
     },
-    engine::{Engine, EngineError, EngineSettings, StartError},
+    engine::{Engine, EngineError, EngineSettings, StartError, net::sys},
     limits,
     observe::access_log::Log,
     snapshot::publish::Publisher,
@@ -124,6 +124,8 @@ struct Gateway {
     drain: Duration,
     /// A reload that waits for the first answers for its names.
     reload: Option<Reload>,
+    /// The configuration was read, and the memory that took has not been given back.
+    has_read: bool,
 }
 
 /// A reload under way.
@@ -186,6 +188,7 @@ impl Gateway {
             started: Started::with(settings),
             drain: settings.timeouts.drain,
             reload: None,
+            has_read: true,
         })
     }
 
@@ -207,8 +210,16 @@ impl Gateway {
                     if self.engine.is_broken() {
                         return Err(Fault::Broken);
                     }
+                    self.clear_up();
                 }
             }
+        }
+    }
+
+    /// Frees what was in force before, once no core uses it.
+    fn clear_up(&mut self) {
+        if self.publisher.clear_up() && mem::take(&mut self.has_read) {
+            sys::give_memory_back();
         }
     }
 
@@ -272,6 +283,7 @@ impl Gateway {
             self.publisher.publish(snapshot);
         }
         if let Some(reload) = self.reload.take() {
+            self.has_read = true;
             say(format_args!("reloaded: {}", reload.inventory));
         }
     }
@@ -375,7 +387,7 @@ impl Signals {
 
     /// Waits for a signal. May be dropped; no signal is lost.
     async fn next(&mut self) -> Wanted {
-        match std::mem::take(&mut self.is_reload_due) {
+        match mem::take(&mut self.is_reload_due) {
             true => Wanted::Reload,
             false => self.receive().await,
         }

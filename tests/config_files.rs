@@ -238,6 +238,50 @@ fn the_device_list_has_its_own_lines() {
 }
 
 #[test]
+fn quotes_change_neither_devices_nor_lines() {
+    let folder = Folder::new();
+    let list = "address,account,device,serial\n10.8.2.1,acme,a,1\n\"10.8.2.2\",\"acme\",\"b, c\",\
+                2\n\n10.8.2.3,acme,a,1\r\n10.8.2.4,beta,a,2\n";
+    for list in [list.to_owned(), list.replace("10.8.2.1", "\"10.8.2.1\"")] {
+        folder.write("devices.csv", &list);
+        let settings = folder.load(EXAMPLE);
+        let devices = settings.accounts.iter().flat_map(|account| {
+            let shown = |device: m2u::config::settings::Device<'_>| {
+                format!(
+                    "{} {} {:?}",
+                    account.reference, device.name, device.networks
+                )
+            };
+            account.devices.iter().map(shown).collect::<Vec<_>>()
+        });
+        let listed: Vec<_> = devices
+            .filter(|device| device.contains("10.8.2."))
+            .collect();
+        assert_eq!(
+            listed,
+            [
+                "acme a [10.8.2.1/32, 10.8.2.3/32]",
+                "acme b, c [10.8.2.2/32]",
+                "beta a [10.8.2.4/32]",
+            ]
+        );
+        folder.write(
+            "devices.csv",
+            &format!("{list}10.8.2.1,acme,d,4\n10.8.2.5,acme,\"b, c\",3\n"),
+        );
+        let outcome = folder.check(EXAMPLE, &[]);
+        for words in [
+            "devices.csv:7: address: 10.8.2.1 already belongs to the device at devices.csv:2",
+            "devices.csv:8: serial: the device \"b, c\" has the serial \"2\" at devices.csv:3",
+            "2 problems",
+        ] {
+            let said = outcome.stderr.lines().any(|line| line.starts_with(words));
+            assert!(said, "{words}\n{}", outcome.stderr);
+        }
+    }
+}
+
+#[test]
 fn mistakes_of_both_files_are_named_at_once() {
     let folder = Folder::new();
     folder.write(

@@ -1,31 +1,33 @@
-//! Devices and the addresses that speak for them, from the configuration and from `devices.csv`.
+//! Devices and the addresses that speak for them, wherever they are written.
 //!
-//! An address or prefix belongs to one device only, wherever it is written; each claim remembers
-//! where it stands. Built for a million lines: one pass, one look-up a line.
+//! An address or prefix belongs to one device only; each claim remembers where it stands. Reads the
+//! configuration's own devices; `device_list` reads the many of `devices.csv`.
 
-use std::{path::Path, str};
+use std::path::Path;
 
-use csv::{ByteRecord, ReaderBuilder};
 use hashbrown::{HashMap, hash_map::Entry as Slot};
 use ipnet::IpNet;
 
 use super::{
+    device_list::DeviceList,
     entry::{Entry, Table},
     files,
     problem::{Place, Report},
-    settings::{Account, Device},
+    settings::{Account, Device, Fleet},
     value,
 };
 use crate::limits;
 
 const DEVICE_KEYS: &[&str] = &["name", "serial", "address"];
-const HEADER: [&str; 4] = ["address", "account", "device", "serial"];
 
 /// Who has which address, and where every device was first written down.
 pub(super) struct Roster {
-    claims: HashMap<IpNet, Origin>,
-    /// By account, then by the device's name.
-    names: Vec<HashMap<Box<str>, Named>>,
+    /// Lines of the configuration, by network.
+    claims: HashMap<IpNet, u32>,
+    /// The same by account, then by the device's name.
+    names: Vec<HashMap<Box<str>, u32>>,
+    /// Networks of the list, with their lines.
+    listed: Vec<(IpNet, u32)>,
     /// The two files that devices are written in.
     config: Place,
     list: Place,
@@ -39,24 +41,19 @@ pub(super) struct References<'a> {
     pub(super) complete: bool,
 }
 
-/// Where something was written first, by line: kept small, for there may be millions.
+/// Where something was written first, by line: the list comes second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
     Config(u32),
     List(u32),
 }
 
-/// A device's first appearance, and its place among the account's devices.
-struct Named {
-    origin: Origin,
-    index: usize,
+fn line_of(place: &Place) -> u32 {
+    bounded(place.line.unwrap_or(0))
 }
 
-fn config_origin(place: &Place) -> Origin {
-    Origin::Config(bounded(place.line.unwrap_or(0)))
-}
-
-fn bounded(line: u64) -> u32 {
+/// A line's number, kept small.
+pub(super) fn bounded(line: u64) -> u32 {
     u32::try_from(line).unwrap_or(u32::MAX)
 }
 
@@ -66,6 +63,7 @@ impl Roster {
         Self {
             claims: HashMap::new(),
             names: Vec::new(),
+            listed: Vec::new(),
             config,
             list,
         }
@@ -77,14 +75,12 @@ impl Roster {
     }
 
     /// Reads the `[[account.device]]` tables of the newest account.
-    pub(super) fn read_tables(&mut self, tables: &[Entry<'_>], report: &mut Report) -> Vec<Device> {
-        let mut devices = Vec::with_capacity(tables.len());
+    pub(super) fn read_tables(&mut self, tables: &[Entry<'_>], report: &mut Report) -> Fleet {
+        let mut devices = Fleet::default();
         for entry in tables {
             let form = "[[account.device]] with name, serial and address";
-            if let Some(table) = entry.table(DEVICE_KEYS, form, report)
-                && let Some(device) = self.read_table(&table, devices.len(), report)
-            {
-                devices.push(device);
+            if let Some(table) = entry.table(DEVICE_KEYS, form, report) {
+                self.read_table(&table, &mut devices, report);
             }
         }
         devices
@@ -93,9 +89,9 @@ impl Roster {
     fn read_table(
         &mut self,
         table: &Table<'_>,
-        index: usize,
+        devices: &mut Fleet,
         report: &mut Report,
-    ) -> Option<Device> {
+    ) -> Option<()> {
         let text = |key, advice, report: &mut Report| {
             let entry = table.required(key, advice, report)?;
             let value = entry.parse(value::identity_value, report)?;
@@ -110,12 +106,10 @@ impl Roster {
         let names = self.names.last_mut().expect("an account was added");
         match names.entry(name.clone().into_boxed_str()) {
             Slot::Vacant(slot) => {
-                let origin = config_origin(&place);
-                slot.insert(Named { origin, index });
+                slot.insert(line_of(&place));
             }
             Slot::Occupied(slot) => {
-                let origin = slot.get().origin;
-                let first = self.place(origin);
+                let first = self.config.at_line((*slot.get()).into());
                 let message = format!(
                     "the device {name:?} is already at {first}; give each device of an account \
                      its own name, and all its addresses in one place"
@@ -124,13 +118,13 @@ impl Roster {
                 return None;
             }
         }
-        // A device that is refused below keeps its name taken, so that its double is found too;
-        // its index is never used, since the whole configuration is refused then.
-        Some(Device {
-            name,
-            serial: serial?.0,
-            networks: networks?,
-        })
+        // A device that is refused here keeps its name taken, so that its double is found too.
+        devices.push(Device {
+            name: &name,
+            serial: &serial?.0,
+            networks: &networks?,
+        });
+        Some(())
     }
 
     fn read_networks(&mut self, entry: &Entry<'_>, report: &mut Report) -> Option<Vec<IpNet>> {
@@ -146,10 +140,15 @@ impl Roster {
             let Some(network) = element.parse(value::network, report) else {
                 continue;
             };
-            let origin = config_origin(&element.place);
-            match self.claim(network, origin) {
-                Ok(()) => networks.push(network),
-                Err(first) => report.add(&element.place, taken(network, &self.place(first))),
+            match self.claims.entry(network) {
+                Slot::Vacant(slot) => {
+                    slot.insert(line_of(&element.place));
+                    networks.push(network);
+                }
+                Slot::Occupied(slot) => {
+                    let first = self.config.at_line((*slot.get()).into());
+                    report.add(&element.place, taken(network, &first));
+                }
             }
         }
         Some(networks)
@@ -162,13 +161,16 @@ impl Roster {
         let overlaps = |device: &IpNet| {
             *device != network && (device.contains(&network) || network.contains(device))
         };
-        let claims = self.claims.iter();
-        let first = claims.filter(|(device, _)| overlaps(device)).min();
-        if let Some((device, origin)) = first {
+        let written = self.claims.iter();
+        let written = written.map(|(device, line)| (*device, Origin::Config(*line)));
+        let listed = self.listed.iter();
+        let listed = listed.map(|(device, line)| (*device, Origin::List(*line)));
+        let claims = written.chain(listed);
+        if let Some((device, origin)) = claims.filter(|(device, _)| overlaps(device)).min() {
             let message = format!(
                 "{network} overlaps {device}, a device's address at {}; such a device could speak \
                  as any other: name the addresses of load balancers only",
-                self.place(*origin)
+                self.place(origin)
             );
             report.add(place, message);
         }
@@ -181,14 +183,16 @@ impl Roster {
         }
     }
 
-    fn claim(&mut self, network: IpNet, origin: Origin) -> Result<(), Origin> {
-        match self.claims.entry(network) {
-            Slot::Vacant(slot) => {
-                slot.insert(origin);
-                Ok(())
-            }
-            Slot::Occupied(slot) => Err(*slot.get()),
-        }
+    /// Where the configuration gives `network` to a device.
+    pub(super) fn claimed(&self, network: IpNet) -> Option<Place> {
+        let line = self.claims.get(&network)?;
+        Some(self.config.at_line((*line).into()))
+    }
+
+    /// Where the configuration names a device of `account` so.
+    pub(super) fn named(&self, account: usize, name: &str) -> Option<Place> {
+        let line = self.names[account].get(name)?;
+        Some(self.config.at_line((*line).into()))
     }
 
     /// Reads the list at `path`, which the configuration names at `named`, into `accounts`.
@@ -207,171 +211,19 @@ impl Roster {
                 return;
             }
         };
-        let list = self.list.clone();
-        let mut reader = ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(bytes.as_slice());
-        let mut record = ByteRecord::new();
-        let mut header_seen = false;
-        // Reading from memory into bytes cannot fail: `flexible` allows any number of columns.
-        while let Ok(true) = reader.read_byte_record(&mut record) {
-            let line = record_line(&bytes, &record);
-            if !header_seen {
-                header_seen = true;
-                if let Err(message) = check_header(&record) {
-                    report.add(&list.at_line(line), message);
-                    return;
-                }
-                continue;
-            }
-            let row = match Row::read(&record) {
-                Ok(row) => row,
-                Err((column, message)) => {
-                    report.add(&list.at_line(line).at_key(column), message);
-                    continue;
-                }
-            };
-            let Some((account, _)) = references.by_name.get(row.account) else {
-                let message = format!(
-                    "the account {:?} is not in {}; write the ref of an account there",
-                    row.account, named.file
-                );
-                if references.complete {
-                    report.add_missing(&list.at_line(line).at_key("account"), message);
-                }
-                continue;
-            };
-            let origin = Origin::List(bounded(line));
-            let devices = &mut accounts[*account].devices;
-            if let Err((column, message)) = self.add_row(&row, *account, origin, devices) {
-                report.add(&list.at_line(line).at_key(column), message);
-            }
-        }
-        if !header_seen {
-            report.add(&list, header_advice("is empty"));
-        }
-    }
-
-    fn add_row(
-        &mut self,
-        row: &Row<'_>,
-        account: usize,
-        origin: Origin,
-        devices: &mut Vec<Device>,
-    ) -> Result<(), Fault> {
-        self.claim(row.network, origin)
-            .map_err(|first| ("address", taken(row.network, &self.place(first))))?;
-        let Some(known) = self.names[account].get(row.device) else {
-            let index = devices.len();
-            self.names[account].insert(row.device.into(), Named { origin, index });
-            devices.push(Device {
-                name: row.device.to_owned(),
-                serial: row.serial.to_owned(),
-                networks: vec![row.network],
-            });
-            return Ok(());
-        };
-        let first = self.place(known.origin);
-        if let Origin::Config(_) = known.origin {
-            let message = format!(
-                "the device {:?} is already at {first}; add this address there",
-                row.device
-            );
-            return Err(("device", message));
-        }
-        let device = &mut devices[known.index];
-        if device.serial != row.serial {
-            let message = format!(
-                "the device {:?} has the serial {:?} at {first}; write the same on each of its \
-                 lines",
-                row.device, device.serial
-            );
-            return Err(("serial", message));
-        }
-        device.networks.push(row.network);
-        Ok(())
+        let mut list =
+            DeviceList::new(self.list.clone(), &named.file, accounts, references, report);
+        list.read(&bytes);
+        drop(bytes);
+        self.listed = list.check(self);
     }
 }
 
-/// A column at fault, and what is wrong with it.
-type Fault = (&'static str, String);
-
-/// One line of the list, checked by itself.
-struct Row<'r> {
-    network: IpNet,
-    account: &'r str,
-    device: &'r str,
-    serial: &'r str,
-}
-
-impl<'r> Row<'r> {
-    fn read(record: &'r ByteRecord) -> Result<Self, Fault> {
-        if record.len() != HEADER.len() {
-            let message = format!(
-                "has {} columns; write four: {}",
-                record.len(),
-                HEADER.join(",")
-            );
-            return Err(("", message));
-        }
-        let column = |index: usize| {
-            str::from_utf8(&record[index]).map_err(|_| {
-                let message = "is not UTF-8 text; save the file as UTF-8".to_owned();
-                (HEADER[index], message)
-            })
-        };
-        let stamped = |index: usize| {
-            let text = column(index)?;
-            match value::check_identity(text) {
-                Ok(()) => Ok(text),
-                Err(message) => Err((HEADER[index], message)),
-            }
-        };
-        Ok(Self {
-            network: value::network(column(0)?).map_err(|message| (HEADER[0], message))?,
-            account: column(1)?,
-            device: stamped(2)?,
-            serial: stamped(3)?,
-        })
-    }
-}
-
-fn taken(network: IpNet, first: &Place) -> String {
+/// Says that another device has `network` already.
+pub(super) fn taken(network: IpNet, first: &Place) -> String {
     let shown = match network.prefix_len() == network.max_prefix_len() {
         true => network.addr().to_string(),
         false => network.to_string(),
     };
     format!("{shown} already belongs to the device at {first}; give it to one device only")
-}
-
-fn header_advice(fault: &str) -> String {
-    format!("{fault}; the first line must be: {}", HEADER.join(","))
-}
-
-fn check_header(record: &ByteRecord) -> Result<(), String> {
-    if record.iter().eq(HEADER.map(str::as_bytes)) {
-        return Ok(());
-    }
-    let separators = [(b';', "semicolons"), (b'\t', "tabs")];
-    let other = separators
-        .iter()
-        .find(|(byte, _)| record.iter().any(|column| column.contains(byte)));
-    Err(match other {
-        Some((_, name)) => header_advice(&format!("has columns separated by {name}, not commas")),
-        None => header_advice("has another header"),
-    })
-}
-
-/// The line a record begins on. The reader counts from where it stopped, before blank lines.
-fn record_line(bytes: &[u8], record: &ByteRecord) -> u64 {
-    let Some(position) = record.position() else {
-        return 1;
-    };
-    let start = usize::try_from(position.byte()).unwrap_or(bytes.len());
-    let blank = bytes.get(start..).unwrap_or_default().iter();
-    let skipped = blank
-        .take_while(|byte| matches!(byte, b'\r' | b'\n'))
-        .filter(|byte| **byte == b'\n');
-    position.line() + skipped.count() as u64
 }

@@ -63,7 +63,12 @@ pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ReadFault> {
     };
     let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(bytes_max + 1).read_to_end(&mut bytes))
+        .and_then(|file| {
+            // At once, for a list may be long; a file that says nothing of its size is read as well.
+            let length = file.metadata()?.len().min(bytes_max);
+            bytes.reserve_exact(length as usize + 1);
+            file.take(bytes_max + 1).read_to_end(&mut bytes)
+        })
         .map_err(|error| fault(Cause::Io(error)))?;
     if bytes.len() as u64 > bytes_max {
         return Err(fault(Cause::TooLarge(bytes_max)));

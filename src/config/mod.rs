@@ -2,16 +2,19 @@
 //!
 //! In reading order: [`flags`] are the command line's share, `load` turns file and flags into
 //! [`settings`], and every [`problem`] of a file is found in one pass. `document` and `entry` walk
-//! the TOML; `value` and `server_url` read single strings; `certificates`, `devices` and `files`
-//! read what the file names; `gateway` and `account` put it together.
+//! the TOML; `value` and `server_url` read single strings; `certificates`, `devices`, `device_list`
+//! and `files` read what the file names, `fleet` keeps devices small; `gateway` and `account` put it
+//! together.
 
 mod account;
 mod certificates;
+mod device_list;
 mod devices;
 mod document;
 mod entry;
 mod files;
 pub mod flags;
+mod fleet;
 mod gateway;
 pub mod problem;
 mod server_url;

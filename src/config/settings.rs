@@ -7,6 +7,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use super::fleet::{Device, Fleet};
 use crate::limits;
 
 /// Everything `m2u run` needs, from file and flags.
@@ -165,18 +166,7 @@ pub struct Account {
     /// Destinations, one a slot.
     pub servers: Vec<Server>,
     /// Devices of the file and of `devices.csv`.
-    pub devices: Vec<Device>,
-}
-
-/// One eWON and the VPN addresses that speak for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// Unique in its account.
-    pub name: String,
-    /// Changes when the hardware is replaced.
-    pub serial: String,
-    /// Addresses and prefixes, host bits zero, IPv4-mapped ones as IPv4.
-    pub networks: Vec<IpNet>,
+    pub devices: Fleet,
 }
 
 /// One configured destination of an account.

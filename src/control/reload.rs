@@ -23,7 +23,7 @@ use crate::{
     config::settings::{Account, Login, OnFailure, Scheme, Server, Settings, Slot, Timeouts},
     snapshot::{
         Snapshot,
-        identity::{IdentityTable, Occupied},
+        identity::{Identity, IdentityTable},
         route::{AccountId, PoolId, Route, RouteTable, Secret, Stamp, Upstream, UpstreamTls},
     },
 };
@@ -141,17 +141,11 @@ impl Assembly {
             allow_networks: settings.allow_networks.clone().into(),
             ..Plan::default()
         };
-        let mut identities = IdentityTable::default();
+        let mut ids = Vec::with_capacity(settings.accounts.len());
         let mut planned = HashMap::new();
         for account in &settings.accounts {
             let id = self.account(&account.reference);
-            for device in &account.devices {
-                for network in &device.networks {
-                    identities
-                        .insert(*network, id, &device.name, &device.serial)
-                        .map_err(|Occupied| ReloadError::Occupied(*network))?;
-                }
-            }
+            ids.push(id);
             for server in &account.servers {
                 let (key, tls) = self.key(server)?;
                 let upstream = match planned.get(&key) {
@@ -167,7 +161,8 @@ impl Assembly {
                     .push(RoutePlan::new(id, account, server, upstream));
             }
         }
-        plan.identities = Arc::new(identities);
+        let identities = IdentityTable::build(entries(&settings.accounts, &ids));
+        plan.identities = Arc::new(identities.map_err(ReloadError::Occupied)?);
         self.plan = plan;
         self.pools.retain(|key, _| planned.contains_key(key));
         let trusts: HashSet<TrustId> = planned.keys().filter_map(|key| key.trust).collect();
@@ -372,6 +367,27 @@ impl RoutePlan {
             body_bytes_max: self.body_bytes_max,
         }
     }
+}
+
+/// Every network of every device; the accounts' numbers are `ids`.
+fn entries<'s>(
+    accounts: &'s [Account],
+    ids: &'s [AccountId],
+) -> impl Iterator<Item = (IpNet, Identity<'s>)> + Clone {
+    let accounts = accounts.iter().zip(ids);
+    accounts.flat_map(|(account, id)| {
+        account.devices.iter().flat_map(|device| {
+            let identity = Identity {
+                account: *id,
+                name: device.name,
+                serial: device.serial,
+            };
+            device
+                .networks
+                .iter()
+                .map(move |network| (*network, identity))
+        })
+    })
 }
 
 fn without_brackets(host: &str) -> &str {

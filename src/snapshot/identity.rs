@@ -1,37 +1,31 @@
 //! VPN address -> device: exact address first, else the longest matching prefix.
 //!
 //! Immutable once published; a change makes a new table that shares everything it did not touch.
-//! The whole table is cut into shards by hash, so that changing one of a million leases copies a
-//! thousandth of it, and a core that reads never waits.
+//! The whole table is cut into shards by hash, and these are bundled: changing one of a million
+//! leases copies an eight-thousandth of the entries and two short lists of pointers, and a core
+//! that reads never waits.
 
-use std::{
-    fmt,
-    hash::BuildHasher,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{array, fmt, hash::BuildHasher, hint, net::IpAddr, sync::Arc};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::DefaultHashBuilder;
 use ipnet::IpNet;
 
-use super::route::AccountId;
-use crate::limits::IDENTITY_VALUE_BYTES_MAX;
+use super::{
+    route::AccountId,
+    shard::{Address, Key, Place, Shard},
+};
 
-const SHARDS: usize = 1_024;
-const DEVICE: &str = "X_Talk2M_Device: ";
-const SERIAL: &str = "\r\nX_Talk2M_SerialNumber: ";
-const END: &str = "\r\n";
-/// Bits of an IPv4 and of an IPv6 address.
-const BITS: [u8; 2] = [32, 128];
+/// Bundles of a family, and shards of a bundle: about as many, for a change copies both lists.
+const BUNDLES: usize = 64;
+const SHARDS_PER_BUNDLE: usize = 128;
+/// Entries of a table being built whose slots are fetched into the cache together.
+const FETCHED_AT_ONCE: usize = 64;
 
 /// The devices by address.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct IdentityTable {
-    shards: Box<[Arc<Shard>]>,
-    hasher: DefaultHashBuilder,
-    /// Entries of each prefix length, per family.
-    lengths: [Lengths; 2],
-    len: usize,
+    v4: Arc<Family<u32>>,
+    v6: Arc<Family<u128>>,
 }
 
 /// What is known of the device behind an address. Borrowed from the table.
@@ -43,8 +37,29 @@ pub struct Identity<'a> {
     pub name: &'a str,
     /// The device's serial number.
     pub serial: &'a str,
-    /// `X_Talk2M_Device: name\r\nX_Talk2M_SerialNumber: serial\r\n`.
-    pub fields: &'a [u8],
+}
+
+impl Identity<'_> {
+    /// Appends `X_Talk2M_Device: name\r\nX_Talk2M_SerialNumber: serial\r\n`.
+    ///
+    /// Rendered for each request: four short copies, where a million rendered ahead take 60 MB.
+    #[inline]
+    pub fn write_fields(&self, out: &mut Vec<u8>) {
+        for part in [
+            "X_Talk2M_Device: ",
+            self.name,
+            "\r\nX_Talk2M_SerialNumber: ",
+            self.serial,
+            "\r\n",
+        ] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    /// Bytes that it adds to a shard's text.
+    pub(super) fn text_bytes(&self) -> usize {
+        self.name.len() + self.serial.len()
+    }
 }
 
 /// The network already belongs to a device.
@@ -72,36 +87,299 @@ pub enum Change<'a> {
     },
 }
 
-/// A network in the form it is looked up by: IPv4-mapped IPv6 is IPv4, host bits are zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    bits: [u8; 16],
-    /// Prefix length; IPv4 counts on behind IPv6's 128.
-    length: u8,
+/// A network's key in the family it counts to: IPv4-mapped IPv6 is IPv4.
+enum AnyKey {
+    V4(Key<u32>),
+    V6(Key<u128>),
 }
 
-/// A part of the table: entries by key, and one text that holds what they render to.
-#[derive(Debug, Clone, Default)]
-struct Shard {
-    entries: HashTable<Entry>,
-    text: String,
-    /// Bytes of `text` that belong to no entry any more.
-    unused: usize,
+impl AnyKey {
+    fn of(network: IpNet) -> Self {
+        const MAPPED_BITS: u8 = 96;
+        let (address, length) = (network.addr(), network.prefix_len());
+        match (address, address.to_canonical()) {
+            (IpAddr::V4(v4), _) => Self::V4(Key::new(v4.to_bits(), length)),
+            (IpAddr::V6(_), IpAddr::V4(mapped)) if length >= MAPPED_BITS => {
+                Self::V4(Key::new(mapped.to_bits(), length - MAPPED_BITS))
+            }
+            (IpAddr::V6(v6), _) => Self::V6(Key::new(v6.to_bits(), length)),
+        }
+    }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    account: AccountId,
-    begin: u32,
-    key: Key,
-    name_bytes: u8,
-    serial_bytes: u8,
+impl fmt::Debug for IdentityTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdentityTable")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
 }
 
-impl Entry {
-    fn bytes(&self) -> usize {
-        let values = usize::from(self.name_bytes) + usize::from(self.serial_bytes);
-        DEVICE.len() + SERIAL.len() + END.len() + values
+impl IdentityTable {
+    /// The table of all `entries`, each shard of exactly the size it needs.
+    ///
+    /// Names and serials have been checked by `config::identity_value`.
+    ///
+    /// # Errors
+    /// A network that two of the entries have.
+    pub fn build<'a>(
+        entries: impl Iterator<Item = (IpNet, Identity<'a>)> + Clone,
+    ) -> Result<Self, IpNet> {
+        let (mut v4, mut v6) = (Draft::default(), Draft::default());
+        for (network, identity) in entries.clone() {
+            match AnyKey::of(network) {
+                AnyKey::V4(key) => v4.make_room(key, identity),
+                AnyKey::V6(key) => v6.make_room(key, identity),
+            }
+        }
+        v4.allocate();
+        v6.allocate();
+        // Slots lie all over the memory: a few dozen are fetched at once, not one after the other.
+        let mut entries = entries;
+        let mut waiting = Vec::with_capacity(FETCHED_AT_ONCE);
+        loop {
+            waiting.extend(entries.by_ref().take(FETCHED_AT_ONCE));
+            if waiting.is_empty() {
+                break;
+            }
+            for (network, _) in &waiting {
+                match AnyKey::of(*network) {
+                    AnyKey::V4(key) => v4.fetch(key),
+                    AnyKey::V6(key) => v6.fetch(key),
+                }
+            }
+            for (network, identity) in waiting.drain(..) {
+                let inserted = match AnyKey::of(network) {
+                    AnyKey::V4(key) => v4.insert(key, identity),
+                    AnyKey::V6(key) => v6.insert(key, identity),
+                };
+                inserted.map_err(|Occupied| network)?;
+            }
+        }
+        Ok(Self {
+            v4: Arc::new(v4.finish()),
+            v6: Arc::new(v6.finish()),
+        })
+    }
+
+    /// The device that speaks from `address`; IPv4-mapped IPv6 counts as IPv4.
+    #[inline]
+    pub fn resolve(&self, address: IpAddr) -> Option<Identity<'_>> {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.v4.resolve(address.to_bits()),
+            IpAddr::V6(address) => self.v6.resolve(address.to_bits()),
+        }
+    }
+
+    /// The device that this very network was assigned to.
+    pub fn lookup(&self, network: IpNet) -> Option<Identity<'_>> {
+        match AnyKey::of(network) {
+            AnyKey::V4(key) => self.v4.find(key),
+            AnyKey::V6(key) => self.v6.find(key),
+        }
+    }
+
+    /// Networks in the table.
+    pub fn len(&self) -> usize {
+        self.v4.len + self.v6.len
+    }
+
+    /// Whether the table has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds `network` for a device; copies the shard that it falls to.
+    ///
+    /// `name` and `serial` have been checked by `config::identity_value`.
+    ///
+    /// # Errors
+    /// `Occupied` if this very network already has a device; the table is unchanged.
+    pub fn insert(
+        &mut self,
+        network: IpNet,
+        account: AccountId,
+        name: &str,
+        serial: &str,
+    ) -> Result<(), Occupied> {
+        if self.lookup(network).is_some() {
+            return Err(Occupied);
+        }
+        let identity = Identity {
+            account,
+            name,
+            serial,
+        };
+        self.set(network, Some(identity));
+        Ok(())
+    }
+
+    /// This table after `changes`, in order; every shard that none of them touches is shared.
+    pub fn with_changes<'a>(&self, changes: impl IntoIterator<Item = Change<'a>>) -> Self {
+        let mut changed = self.clone();
+        for change in changes {
+            match change {
+                Change::Release { network } => changed.set(network, None),
+                Change::Assign {
+                    network,
+                    account,
+                    name,
+                    serial,
+                } => {
+                    let identity = Identity {
+                        account,
+                        name,
+                        serial,
+                    };
+                    changed.set(network, Some(identity));
+                }
+            }
+        }
+        changed
+    }
+
+    fn set(&mut self, network: IpNet, identity: Option<Identity<'_>>) {
+        match AnyKey::of(network) {
+            AnyKey::V4(key) => Arc::make_mut(&mut self.v4).set(key, identity),
+            AnyKey::V6(key) => Arc::make_mut(&mut self.v6).set(key, identity),
+        }
+    }
+}
+
+type Bundle<A> = [Arc<Shard<A>>; SHARDS_PER_BUNDLE];
+
+/// The networks of one address family.
+#[derive(Clone)]
+struct Family<A> {
+    bundles: [Arc<Bundle<A>>; BUNDLES],
+    hasher: DefaultHashBuilder,
+    lengths: Lengths,
+    len: usize,
+}
+
+impl<A: Address> Default for Family<A> {
+    fn default() -> Self {
+        let shard = Arc::new(Shard::with_room(0, 0));
+        let bundle = Arc::new(array::from_fn(|_| Arc::clone(&shard)));
+        Self {
+            bundles: array::from_fn(|_| Arc::clone(&bundle)),
+            hasher: DefaultHashBuilder::default(),
+            lengths: Lengths::default(),
+            len: 0,
+        }
+    }
+}
+
+impl<A: Address> Family<A> {
+    #[inline]
+    fn resolve(&self, bits: A) -> Option<Identity<'_>> {
+        self.find(Key::new(bits, A::LENGTH_MAX)).or_else(|| {
+            self.lengths
+                .shorter_than(A::LENGTH_MAX)
+                .find_map(|length| self.find(Key::new(bits, length)))
+        })
+    }
+
+    #[inline]
+    fn find(&self, key: Key<A>) -> Option<Identity<'_>> {
+        let place = place(&self.hasher, key);
+        let shard = number(place);
+        self.bundles[shard / SHARDS_PER_BUNDLE][shard % SHARDS_PER_BUNDLE].find(place, key)
+    }
+
+    fn set(&mut self, key: Key<A>, identity: Option<Identity<'_>>) {
+        let is_known = self.find(key).is_some();
+        match (is_known, identity.is_some()) {
+            (false, false) => return,
+            (false, true) => self.add(key.length),
+            (true, false) => self.remove(key.length),
+            (true, true) => {}
+        }
+        let hasher = &self.hasher;
+        let shard = number(place(hasher, key));
+        let bundle = Arc::make_mut(&mut self.bundles[shard / SHARDS_PER_BUNDLE]);
+        let shard = &mut bundle[shard % SHARDS_PER_BUNDLE];
+        *shard = Arc::new(shard.changed(key, identity, |key| place(hasher, key)));
+    }
+
+    fn add(&mut self, length: u8) {
+        self.lengths.add(length);
+        self.len += 1;
+    }
+
+    fn remove(&mut self, length: u8) {
+        self.lengths.remove(length);
+        self.len -= 1;
+    }
+}
+
+fn place<A: Address>(hasher: &DefaultHashBuilder, key: Key<A>) -> Place {
+    key.place(|block| hasher.hash_one(block))
+}
+
+/// The number of a place's shard.
+fn number(place: Place) -> usize {
+    place.shard as usize % (BUNDLES * SHARDS_PER_BUNDLE)
+}
+
+/// A family while all of its entries are being counted, and then put in.
+struct Draft<A> {
+    hasher: DefaultHashBuilder,
+    lengths: Lengths,
+    /// Entries of each shard, and bytes of their text.
+    rooms: Vec<(u32, u32)>,
+    shards: Vec<Shard<A>>,
+    len: usize,
+}
+
+impl<A> Default for Draft<A> {
+    fn default() -> Self {
+        Self {
+            hasher: DefaultHashBuilder::default(),
+            lengths: Lengths::default(),
+            rooms: vec![(0, 0); BUNDLES * SHARDS_PER_BUNDLE],
+            shards: Vec::new(),
+            len: 0,
+        }
+    }
+}
+
+impl<A: Address> Draft<A> {
+    fn make_room(&mut self, key: Key<A>, identity: Identity<'_>) {
+        let (entries, text_bytes) = &mut self.rooms[number(place(&self.hasher, key))];
+        *entries += 1;
+        *text_bytes += identity.text_bytes() as u32;
+        self.lengths.add(key.length);
+        self.len += 1;
+    }
+
+    fn allocate(&mut self) {
+        let rooms = self.rooms.iter();
+        let allocate =
+            |(entries, bytes): &(u32, u32)| Shard::with_room(*entries as usize, *bytes as usize);
+        self.shards = rooms.map(allocate).collect();
+    }
+
+    /// Brings the slot of `key` into the cache.
+    fn fetch(&self, key: Key<A>) {
+        let place = place(&self.hasher, key);
+        hint::black_box(self.shards[number(place)].is_free(place));
+    }
+
+    fn insert(&mut self, key: Key<A>, identity: Identity<'_>) -> Result<(), Occupied> {
+        let place = place(&self.hasher, key);
+        self.shards[number(place)].insert(place, key, identity)
+    }
+
+    fn finish(self) -> Family<A> {
+        let mut shards = self.shards.into_iter().map(Arc::new);
+        let mut bundle = || Arc::new(array::from_fn(|_| shards.next().expect("one for each")));
+        Family {
+            bundles: array::from_fn(|_| bundle()),
+            hasher: self.hasher,
+            lengths: self.lengths,
+            len: self.len,
+        }
     }
 }
 
@@ -111,6 +389,15 @@ struct Lengths {
     counts: [u32; 129],
     /// The lengths that occur.
     present: u128,
+}
+
+impl Default for Lengths {
+    fn default() -> Self {
+        Self {
+            counts: [0; 129],
+            present: 0,
+        }
+    }
 }
 
 impl Lengths {
@@ -150,236 +437,10 @@ impl Lengths {
     }
 }
 
-impl Default for IdentityTable {
-    fn default() -> Self {
-        let empty = Arc::new(Shard::default());
-        let lengths = Lengths {
-            counts: [0; 129],
-            present: 0,
-        };
-        Self {
-            shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect(),
-            hasher: DefaultHashBuilder::default(),
-            lengths: [lengths.clone(), lengths],
-            len: 0,
-        }
-    }
-}
-
-impl fmt::Debug for IdentityTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdentityTable")
-            .field("len", &self.len)
-            .finish_non_exhaustive()
-    }
-}
-
-impl IdentityTable {
-    /// The device that speaks from `address`; IPv4-mapped IPv6 counts as IPv4.
-    #[inline]
-    pub fn resolve(&self, address: IpAddr) -> Option<Identity<'_>> {
-        let address = address.to_canonical();
-        let family = usize::from(address.is_ipv6());
-        self.find(&Key::new(address, BITS[family])).or_else(|| {
-            self.lengths[family]
-                .shorter_than(BITS[family])
-                .find_map(|length| self.find(&Key::new(address, length)))
-        })
-    }
-
-    /// The device that this very network was assigned to.
-    pub fn lookup(&self, network: IpNet) -> Option<Identity<'_>> {
-        self.find(&Key::of(network).0)
-    }
-
-    /// Networks in the table.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether the table has none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Adds `network` for a device while the table is being built.
-    ///
-    /// `name` and `serial` have been checked by `config::identity_value`.
-    ///
-    /// # Errors
-    /// `Occupied` if this very network already has a device; the table is unchanged.
-    pub fn insert(
-        &mut self,
-        network: IpNet,
-        account: AccountId,
-        name: &str,
-        serial: &str,
-    ) -> Result<(), Occupied> {
-        let (key, family) = Key::of(network);
-        if self.find(&key).is_some() {
-            return Err(Occupied);
-        }
-        let (hash, index) = self.place(&key);
-        let hasher = &self.hasher;
-        Arc::make_mut(&mut self.shards[index]).insert(hash, key, account, name, serial, |entry| {
-            hasher.hash_one(entry.key)
-        });
-        self.lengths[family].add(key.prefix_length(family));
-        self.len += 1;
-        Ok(())
-    }
-
-    /// This table after `changes`, in order; every shard that none of them touches is shared.
-    pub fn with_changes<'a>(&self, changes: impl IntoIterator<Item = Change<'a>>) -> Self {
-        let mut changed = self.clone();
-        for change in changes {
-            match change {
-                Change::Release { network } => changed.remove(network),
-                Change::Assign {
-                    network,
-                    account,
-                    name,
-                    serial,
-                } => {
-                    changed.remove(network);
-                    // Its place has just been made free.
-                    let _ = changed.insert(network, account, name, serial);
-                }
-            }
-        }
-        changed
-    }
-
-    fn remove(&mut self, network: IpNet) {
-        let (key, family) = Key::of(network);
-        if self.find(&key).is_none() {
-            return;
-        }
-        let (hash, index) = self.place(&key);
-        Arc::make_mut(&mut self.shards[index]).remove(hash, &key);
-        self.lengths[family].remove(key.prefix_length(family));
-        self.len -= 1;
-    }
-
-    fn find(&self, key: &Key) -> Option<Identity<'_>> {
-        let (hash, index) = self.place(key);
-        let shard = &self.shards[index];
-        let entry = shard.entries.find(hash, |entry| entry.key == *key)?;
-        Some(shard.render(entry))
-    }
-
-    /// A key's hash and shard; the shard is taken from bits that the shard's own table uses little.
-    fn place(&self, key: &Key) -> (u64, usize) {
-        let hash = self.hasher.hash_one(key);
-        (hash, (hash >> 32) as usize % SHARDS)
-    }
-}
-
-impl Key {
-    fn new(address: IpAddr, length: u8) -> Self {
-        match address {
-            IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-                let masked = Ipv4Addr::from_bits(address.to_bits() & mask);
-                Self {
-                    bits: masked.to_ipv6_mapped().octets(),
-                    length: 129 + length,
-                }
-            }
-            IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-                let masked = Ipv6Addr::from_bits(address.to_bits() & mask);
-                Self {
-                    bits: masked.octets(),
-                    length,
-                }
-            }
-        }
-    }
-
-    /// A network's key, and the index of its family.
-    fn of(network: IpNet) -> (Self, usize) {
-        let (address, length) = (network.addr(), network.prefix_len());
-        match address.to_canonical() {
-            mapped @ IpAddr::V4(_) if address.is_ipv6() && length >= 96 => {
-                (Self::new(mapped, length - 96), 0)
-            }
-            _ => (Self::new(address, length), usize::from(address.is_ipv6())),
-        }
-    }
-
-    fn prefix_length(&self, family: usize) -> u8 {
-        if family == 0 {
-            self.length - 129
-        } else {
-            self.length
-        }
-    }
-}
-
-impl Shard {
-    fn render(&self, entry: &Entry) -> Identity<'_> {
-        let begin = entry.begin as usize;
-        let name = begin + DEVICE.len()..begin + DEVICE.len() + usize::from(entry.name_bytes);
-        let serial_begin = name.end + SERIAL.len();
-        let serial = serial_begin..serial_begin + usize::from(entry.serial_bytes);
-        Identity {
-            account: entry.account,
-            name: &self.text[name],
-            serial: &self.text[serial],
-            fields: &self.text.as_bytes()[begin..begin + entry.bytes()],
-        }
-    }
-
-    fn insert(
-        &mut self,
-        hash: u64,
-        key: Key,
-        account: AccountId,
-        name: &str,
-        serial: &str,
-        rehash: impl Fn(&Entry) -> u64,
-    ) {
-        debug_assert!(name.len().max(serial.len()) <= IDENTITY_VALUE_BYTES_MAX);
-        let begin = u32::try_from(self.text.len()).expect("a shard holds less than 4 GiB");
-        for part in [DEVICE, name, SERIAL, serial, END] {
-            self.text.push_str(part);
-        }
-        let (name_bytes, serial_bytes) = (name.len() as u8, serial.len() as u8);
-        let entry = Entry {
-            account,
-            begin,
-            key,
-            name_bytes,
-            serial_bytes,
-        };
-        self.entries.insert_unique(hash, entry, rehash);
-    }
-
-    fn remove(&mut self, hash: u64, key: &Key) {
-        if let Ok(occupied) = self.entries.find_entry(hash, |entry| entry.key == *key) {
-            self.unused += occupied.remove().0.bytes();
-        }
-        if self.unused > self.text.len() / 2 {
-            self.compact();
-        }
-    }
-
-    /// Writes the text anew without what is unused.
-    fn compact(&mut self) {
-        let mut text = String::with_capacity(self.text.len() - self.unused);
-        for entry in &mut self.entries {
-            let old = entry.begin as usize;
-            entry.begin = text.len() as u32;
-            text.push_str(&self.text[old..old + entry.bytes()]);
-        }
-        self.text = text;
-        self.unused = 0;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{mem, net::Ipv4Addr, time::Instant};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -449,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_rendered_ahead() {
+    fn fields_are_rendered() {
         let mut table = IdentityTable::default();
         table
             .insert(net("10.8.0.7"), AccountId(3), "Präge 07", "1932-0069-24")
@@ -461,7 +522,9 @@ mod tests {
         );
         assert_eq!(identity.serial, "1932-0069-24");
         let fields = "X_Talk2M_Device: Präge 07\r\nX_Talk2M_SerialNumber: 1932-0069-24\r\n";
-        assert_eq!(identity.fields, fields.as_bytes());
+        let mut written = Vec::new();
+        identity.write_fields(&mut written);
+        assert_eq!(written, fields.as_bytes());
     }
 
     #[test]
@@ -490,40 +553,91 @@ mod tests {
         assert_eq!(name_of(&new, "10.8.0.7"), Some("new"));
         assert_eq!(name_of(&new, "10.8.0.8"), None);
         assert_eq!((old.len(), new.len()), (10_000, 9_999));
-        let pairs = old.shards.iter().zip(&new.shards);
-        let copied = pairs.filter(|(old, new)| !Arc::ptr_eq(old, new)).count();
-        assert!((1..=2).contains(&copied), "{copied} shards were copied");
+        let (bytes, shards) = copied(&old, &new);
+        assert!((1..=2).contains(&shards), "{shards} shards were copied");
+        assert!(bytes < 8_192, "{bytes} bytes were copied");
+    }
+
+    /// As many devices as `count`, at addresses that follow each other.
+    fn fleet(count: u32) -> IdentityTable {
+        let values: Vec<_> = (0..count)
+            .map(|host| (format!("press-{host:07}"), format!("1932-{host:05}-24")))
+            .collect();
+        let entries = values.iter().zip(0..).map(|((name, serial), host)| {
+            let identity = Identity {
+                account: AccountId(1),
+                name,
+                serial,
+            };
+            (address(host), identity)
+        });
+        IdentityTable::build(entries).expect("no network is there twice")
+    }
+
+    fn address(host: u32) -> IpNet {
+        IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + host)))
+    }
+
+    /// Bytes of a table's shards, and of the lists of pointers that lead to them.
+    fn bytes(table: &IdentityTable) -> usize {
+        let bundles = table.v4.bundles.iter();
+        let shards = bundles.flat_map(|bundle| bundle.iter());
+        let pointers = size_of::<Family<u32>>() + BUNDLES * size_of::<Bundle<u32>>();
+        pointers + shards.map(|shard| shard.bytes()).sum::<usize>()
+    }
+
+    /// Bytes of `new` that it does not share with `old`, and how many shards of it.
+    fn copied(old: &IdentityTable, new: &IdentityTable) -> (usize, usize) {
+        let (mut bytes, mut count) = (size_of::<Family<u32>>(), 0);
+        for (old, new) in old.v4.bundles.iter().zip(&new.v4.bundles) {
+            if !Arc::ptr_eq(old, new) {
+                bytes += size_of::<Bundle<u32>>();
+                let shards = old.iter().zip(new.iter());
+                for (_, shard) in shards.filter(|(old, new)| !Arc::ptr_eq(old, new)) {
+                    bytes += shard.bytes();
+                    count += 1;
+                }
+            }
+        }
+        (bytes, count)
+    }
+
+    #[test]
+    fn what_is_built_is_what_is_inserted_one_by_one() {
+        let built = fleet(10_000);
+        let mut inserted = IdentityTable::default();
+        for host in 0..10_000 {
+            let known = built.lookup(address(host)).expect("known");
+            assert_eq!(known.name, format!("press-{host:07}"));
+            let inserting = inserted.insert(address(host), known.account, known.name, known.serial);
+            inserting.expect("free");
+        }
+        assert_eq!((built.len(), inserted.len()), (10_000, 10_000));
+        for host in 0..20_000 {
+            assert_eq!(built.lookup(address(host)), inserted.lookup(address(host)));
+        }
+        let identity = built.lookup(address(7)).expect("known");
+        let network = net("10.0.0.0/8");
+        let twice = [
+            (network, identity),
+            (address(7), identity),
+            (network, identity),
+        ];
+        let refused = IdentityTable::build(twice.into_iter());
+        assert_eq!(refused.err(), Some(network));
     }
 
     #[test]
     fn an_entry_takes_little_room() {
-        let mut table = IdentityTable::default();
-        for host in 0..100_000_u32 {
-            let address = Ipv4Addr::from_bits(0x0a00_0000 + host);
-            let (name, serial) = (format!("press-{host:05}"), format!("1932-{host:05}-24"));
-            table
-                .insert(IpAddr::V4(address).into(), AccountId(1), &name, &serial)
-                .expect("free");
-        }
-        let bytes: usize = table
-            .shards
-            .iter()
-            .map(|shard| shard.text.capacity() + shard.entries.allocation_size())
-            .sum();
-        assert!(
-            bytes / table.len() <= 200,
-            "{} bytes an entry",
-            bytes / table.len()
-        );
+        let table = fleet(100_000);
+        let each = bytes(&table) / table.len();
+        assert!(each <= 60, "{each} bytes an entry");
     }
 
     #[test]
     fn churn_does_not_grow_a_shard() {
         let mut table = table(&[("10.8.0.7", "press")]);
-        let size = |table: &IdentityTable| -> usize {
-            table.shards.iter().map(|shard| shard.text.len()).sum()
-        };
-        let one = size(&table);
+        let before = bytes(&table);
         for _ in 0..1_000 {
             let network = net("10.8.0.7");
             let (account, name, serial) = (AccountId(1), "press", "s");
@@ -534,7 +648,53 @@ mod tests {
                 serial,
             }]);
         }
-        assert!(size(&table) <= 3 * one);
+        assert_eq!(bytes(&table), before);
+    }
+
+    #[test]
+    fn a_change_among_a_million_copies_next_to_nothing() {
+        const MILLION: u32 = 1_000_000;
+        let mut table = fleet(MILLION);
+        println!("{} bytes an entry", bytes(&table) / table.len());
+        // Assigned anew, released, moved, in turn, all over the table.
+        let change = |number: u32| {
+            let network = address(number.wrapping_mul(7_919) % MILLION);
+            match number % 3 {
+                0 => Change::Release { network },
+                _ => Change::Assign {
+                    network,
+                    account: AccountId(2),
+                    name: "another press",
+                    serial: "1932-00007-25",
+                },
+            }
+        };
+        for batch in [1, 1_000] {
+            let mut took = Vec::new();
+            let mut bytes_max = 0;
+            for first in (0..100 * batch).step_by(batch as usize) {
+                let changes = (first..first + batch).map(change);
+                let begun = Instant::now();
+                let changed = table.with_changes(changes);
+                let built = begun.elapsed();
+                let (bytes, shards) = copied(&table, &changed);
+                let before = mem::replace(&mut table, changed);
+                let begun = Instant::now();
+                drop(before);
+                took.push(built + begun.elapsed());
+                bytes_max = bytes_max.max(bytes);
+                assert!(shards <= batch as usize);
+            }
+            took.sort_unstable();
+            println!(
+                "{batch} changed: {bytes_max} bytes copied at most, {:?} of work",
+                took[50]
+            );
+            assert!(
+                bytes_max <= 32_768 * batch as usize,
+                "{bytes_max} bytes copied"
+            );
+        }
     }
 
     fn any_network() -> impl Strategy<Value = IpNet> {

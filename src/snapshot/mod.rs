@@ -6,6 +6,7 @@
 pub mod identity;
 pub mod publish;
 pub mod route;
+mod shard;
 
 use std::sync::Arc;
 

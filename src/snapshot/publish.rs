@@ -1,8 +1,9 @@
 //! The lock-free swap between the control plane and the cores.
 //!
 //! A core pays one pointer comparison to learn that nothing changed, and never waits for a writer.
+//! Nor does it clear up: what was published before is freed on the writer's side.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Cache};
 
@@ -12,6 +13,8 @@ use super::Snapshot;
 #[derive(Debug, Clone)]
 pub struct Publisher {
     current: Arc<ArcSwap<Snapshot>>,
+    /// Published before, and perhaps still in use.
+    retired: Arc<Mutex<Vec<Arc<Snapshot>>>>,
 }
 
 impl Publisher {
@@ -19,12 +22,27 @@ impl Publisher {
     pub fn new(snapshot: Snapshot) -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(snapshot)),
+            retired: Arc::default(),
         }
     }
 
     /// Makes `snapshot` what every core sees from its next request on.
     pub fn publish(&self, snapshot: Snapshot) {
-        self.current.store(Arc::new(snapshot));
+        let before = self.current.swap(Arc::new(snapshot));
+        let retired = self.retired.lock();
+        retired.unwrap_or_else(PoisonError::into_inner).push(before);
+        self.clear_up();
+    }
+
+    /// Frees what was published before and nobody uses any more; says whether nothing is left.
+    ///
+    /// A core lets go of a snapshot at its next request, or when an exchange that it serves ends:
+    /// whoever publishes has to come back.
+    pub fn clear_up(&self) -> bool {
+        let retired = self.retired.lock();
+        let mut retired = retired.unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        retired.is_empty()
     }
 
     /// What is published now.
@@ -50,5 +68,90 @@ impl Subscriber {
     /// The newest snapshot; take it once per request and keep it for that exchange.
     pub fn load(&mut self) -> &Arc<Snapshot> {
         self.cache.load()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Barrier,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::snapshot::{
+        identity::{Change, IdentityTable},
+        route::AccountId,
+    };
+
+    fn snapshot(identities: IdentityTable) -> Snapshot {
+        Snapshot {
+            identities: Arc::new(identities),
+            routes: Arc::default(),
+            domain: "".into(),
+            allow_networks: Box::default(),
+        }
+    }
+
+    fn assign(name: &str) -> Change<'_> {
+        Change::Assign {
+            network: "10.8.0.7/32".parse().expect("a network"),
+            account: AccountId(1),
+            name,
+            serial: "s",
+        }
+    }
+
+    #[test]
+    fn a_change_is_seen_on_every_core_as_soon_as_it_is_published() {
+        const CORES: usize = 8;
+        const CHANGES: usize = 1_000;
+        let publisher = Publisher::new(snapshot(IdentityTable::default()));
+        let turn = Barrier::new(CORES + 1);
+        let core = |mut subscriber: Subscriber| {
+            for number in 0..CHANGES {
+                turn.wait();
+                let seen = subscriber.load().identities.resolve([10, 8, 0, 7].into());
+                let name = seen.map(|identity| identity.name.to_owned());
+                assert_eq!(name, Some(number.to_string()));
+                turn.wait();
+            }
+        };
+        let mut longest = Duration::ZERO;
+        thread::scope(|scope| {
+            for _ in 0..CORES {
+                let subscriber = publisher.subscribe();
+                scope.spawn(move || core(subscriber));
+            }
+            for number in 0..CHANGES {
+                let current = publisher.current();
+                let begun = Instant::now();
+                let name = number.to_string();
+                let changed = current.identities.with_changes([assign(&name)]);
+                publisher.publish(snapshot(changed));
+                longest = longest.max(begun.elapsed());
+                turn.wait();
+                turn.wait();
+            }
+        });
+        println!("changed and published within {longest:?} at worst");
+    }
+
+    #[test]
+    fn the_publisher_frees_what_cores_let_go_of() {
+        let publisher = Publisher::new(snapshot(IdentityTable::default()));
+        let mut subscriber = publisher.subscribe();
+        let first = Arc::downgrade(subscriber.load());
+        publisher.publish(snapshot(IdentityTable::default()));
+        assert!(!publisher.clear_up() && first.strong_count() == 2);
+        let exchange = Arc::clone(subscriber.load());
+        assert_eq!(
+            first.strong_count(),
+            1,
+            "the core's own is gone, ours is not"
+        );
+        assert!(publisher.clear_up() && first.strong_count() == 0);
+        drop(exchange);
     }
 }

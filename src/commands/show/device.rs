@@ -73,7 +73,11 @@ fn shown(network: &IpNet) -> String {
 /// The identity fields of a request to `route`.
 fn stamped(route: &Route, identity: &Identity<'_>) -> String {
     let fields = match &route.stamp {
-        Stamp::Exposed { account_field } => [account_field, identity.fields].concat(),
+        Stamp::Exposed { account_field } => {
+            let mut fields = account_field.to_vec();
+            identity.write_fields(&mut fields);
+            fields
+        }
         Stamp::Concealed => {
             b"X_Talk2M_Account:\r\nX_Talk2M_Device:\r\nX_Talk2M_SerialNumber:\r\n".to_vec()
         }

@@ -115,7 +115,7 @@ fn render_account(out: &mut String, account: &Account) {
     for server in &account.servers {
         render_server(out, server);
     }
-    for device in &account.devices {
+    for device in account.devices.iter() {
         render_device(out, device);
     }
 }
@@ -165,10 +165,10 @@ fn render_server(out: &mut String, server: &Server) {
     line(out, "limits", limits);
 }
 
-fn render_device(out: &mut String, device: &Device) {
+fn render_device(out: &mut String, device: Device<'_>) {
     out.push_str("\n[[account.device]]\n");
-    line(out, "name", quoted(&device.name));
-    line(out, "serial", quoted(&device.serial));
+    line(out, "name", quoted(device.name));
+    line(out, "serial", quoted(device.serial));
     line(out, "address", array(device.networks.iter().map(network)));
 }
 

@@ -102,7 +102,7 @@ impl UpstreamHead<'_> {
         match &self.route.stamp {
             Stamp::Exposed { account_field } => {
                 put(out, account_field);
-                put(out, self.identity.fields);
+                self.identity.write_fields(out);
                 if self.route.hyphen_aliases {
                     write_field(out, b"X-Talk2M-Account", self.route.account_ref.as_bytes());
                     write_field(out, b"X-Talk2M-Device", self.identity.name.as_bytes());

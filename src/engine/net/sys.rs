@@ -1,4 +1,5 @@
-//! The only unsafe code of the crate: system calls on descriptors that the caller owns.
+//! The only unsafe code of the crate: system calls on descriptors that the caller owns, and a word
+//! to the allocator.
 //!
 //! Neither reads nor writes memory of ours beyond a few words on the stack.
 #![allow(unsafe_code)]
@@ -179,4 +180,12 @@ pub fn reset(fd: RawFd) {
             size_of::<libc::sockaddr>() as libc::socklen_t,
         )
     };
+}
+
+/// Gives the system back what this thread has freed and the allocator has kept for later.
+///
+/// Takes milliseconds for a hundred megabytes; does nothing where mimalloc is not the allocator.
+pub fn give_memory_back() {
+    // SAFETY: takes no pointer, and touches nothing that is in use.
+    unsafe { libmimalloc_sys::mi_collect(true) };
 }

@@ -128,9 +128,9 @@ fn check_settings(settings: &Settings, secret: bool) {
     assert!(!secret || !shown.contains(PASSWORD), "shows a password");
     for account in &settings.accounts {
         check_value(&account.reference);
-        for device in &account.devices {
-            check_value(&device.name);
-            check_value(&device.serial);
+        for device in account.devices.iter() {
+            check_value(device.name);
+            check_value(device.serial);
             assert!(!device.networks.is_empty());
         }
         for server in &account.servers {
