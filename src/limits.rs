@@ -130,14 +130,19 @@ pub const DNS_FIRST_ANSWERS: Duration = Duration::from_secs(5);
 /// TLS sessions kept for resumption for one (trust, client certificate): rustls keeps eight for a
 /// server, so that a thousand servers that share both resume.
 pub const TLS_SESSIONS_MAX: usize = 8_192;
-/// Bytes of plaintext in one TLS record: see the allocator note in `engine::net::tls`.
-pub const TLS_RECORD_BYTES: usize = 8_192;
+/// Bytes of plaintext in one TLS record at most, as the protocol has it.
+pub const TLS_RECORD_BYTES: usize = 16_384;
+/// Bytes of a record's header.
+pub const TLS_HEADER_BYTES: usize = 5;
 /// Bytes that a record adds to its plaintext at most: header, nonce, type, tag.
 pub const TLS_RECORD_OVERHEAD_BYTES: usize = 64;
 /// Bytes of the largest record on the wire (RFC 8446 §5.2), header included: room for one receive.
-pub const TLS_WIRE_RECORD_BYTES_MAX: usize = 16_384 + 256 + 5;
+pub const TLS_WIRE_RECORD_BYTES_MAX: usize = TLS_RECORD_BYTES + 256 + TLS_HEADER_BYTES;
+/// Bytes of the buffer that ciphertext is received into while the smaller one was filled: the records
+/// of a full relay buffer, and the beginning of another.
+pub const TLS_BURST_BYTES: usize = 5 * TLS_WIRE_RECORD_BYTES_MAX;
 /// Bytes of a TLS buffer that an idle connection keeps: the next request allocates nothing.
-pub const TLS_PARKED_BYTES: usize = 2 * TLS_RECORD_BYTES;
+pub const TLS_PARKED_BYTES: usize = TLS_RECORD_BYTES;
 /// Bytes of handshake that one flight is given at first; grows if a chain is longer.
 pub const TLS_FLIGHT_BYTES: usize = 4_096;
 

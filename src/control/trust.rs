@@ -12,7 +12,7 @@ use std::{
 
 use hashbrown::{HashMap, HashSet};
 use rustls::{
-    ClientConfig, RootCertStore,
+    CipherSuite, ClientConfig, RootCertStore,
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
 };
@@ -139,10 +139,25 @@ impl std::error::Error for TrustError {
     }
 }
 
+/// What the gateway offers: everything rustls deems safe, AES-128 first. A byte costs it a sixth
+/// less than AES-256, which a server that prefers that still gets.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|offered| {
+        !matches!(
+            offered.suite(),
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    });
+    provider
+}
+
 impl Default for TrustStore {
     fn default() -> Self {
         Self {
-            provider: Arc::new(aws_lc_rs::default_provider()),
+            provider: Arc::new(provider()),
             roots: HashMap::new(),
             system: None,
             configs: HashMap::new(),
@@ -221,7 +236,7 @@ impl TrustStore {
             None => builder.with_no_client_auth(),
         };
         config.resumption = Resumption::in_memory_sessions(limits::TLS_SESSIONS_MAX);
-        config.max_fragment_size = Some(limits::TLS_RECORD_BYTES);
+        config.max_fragment_size = Some(limits::TLS_RECORD_BYTES + limits::TLS_HEADER_BYTES);
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         Ok(config)
     }
@@ -339,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_speaks_http_1_1_in_small_records() {
+    fn a_configuration_speaks_http_1_1_in_full_records() {
         let one = pair("one.example");
         let trusted = TrustStore::default()
             .config(Some(&trust(&[one.0])), None)
@@ -347,9 +362,22 @@ mod tests {
         assert_eq!(trusted.config.alpn_protocols, [b"http/1.1".to_vec()]);
         assert_eq!(
             trusted.config.max_fragment_size,
-            Some(limits::TLS_RECORD_BYTES)
+            Some(limits::TLS_RECORD_BYTES + limits::TLS_HEADER_BYTES)
         );
         assert!(trusted.config.enable_sni);
+    }
+
+    #[test]
+    fn all_that_is_safe_is_offered_and_aes_128_first() {
+        let (ours, all) = (provider(), aws_lc_rs::default_provider());
+        assert_eq!(ours.cipher_suites.len(), all.cipher_suites.len());
+        let names = ours.cipher_suites.iter();
+        let names: Vec<_> = names
+            .map(|offered| format!("{:?}", offered.suite()))
+            .collect();
+        let (first, rest) = names.split_at(3);
+        assert!(first.iter().all(|name| name.contains("AES_128_GCM")));
+        assert!(!rest.iter().any(|name| name.contains("AES_128_GCM")));
     }
 
     /// A server's certificate and key for `name`, signed by itself.

@@ -7,6 +7,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    ops::Range,
     os::fd::{AsRawFd, IntoRawFd},
     rc::Rc,
     time::Duration,
@@ -377,15 +378,27 @@ impl SocketWriter {
         begin: usize,
         patience: Duration,
     ) -> (Result<(), WriteError>, Vec<u8>) {
+        let end = buffer.len();
+        self.write_part(buffer, begin..end, patience).await
+    }
+
+    /// Likewise, of a part of `buffer`.
+    pub async fn write_part(
+        &mut self,
+        buffer: Vec<u8>,
+        part: Range<usize>,
+        patience: Duration,
+    ) -> (Result<(), WriteError>, Vec<u8>) {
+        let Range { start: begin, end } = part;
         let mut sent = begin;
         let mut buffer = buffer;
         let result = loop {
-            if sent == buffer.len() {
+            if sent == end {
                 break Ok(());
             }
             self.watch
                 .set_write(self.watch.deadlines().due_in(patience));
-            let (result, slice) = self.half.write(buffer.slice(sent..)).await;
+            let (result, slice) = self.half.write(buffer.slice(sent..end)).await;
             buffer = slice.into_inner();
             let error = match result {
                 Ok(taken) if taken > 0 => {

@@ -1,8 +1,8 @@
 //! TLS towards servers, on rustls' unbuffered connection.
 //!
-//! Ciphertext lives in two buffers of ours, so that a record is decrypted where it arrived and
-//! several records leave in one send. Reader and writer share the session, never across an await.
-//! Records carry 8 KiB: with mimalloc, rustls takes three times as long over larger ones.
+//! Ciphertext lives in two buffers of ours: records are decrypted where they arrived, as many as the
+//! caller's buffer holds, and several leave in one send. Reader and writer share the session, never
+//! across an await. A buffer for one record grows to one for several only while receives fill it.
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
@@ -20,17 +20,23 @@ use super::{
     stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
 use crate::limits::{
-    TLS_FLIGHT_BYTES, TLS_PARKED_BYTES, TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES,
-    TLS_WIRE_RECORD_BYTES_MAX,
+    TLS_BURST_BYTES, TLS_FLIGHT_BYTES, TLS_HEADER_BYTES, TLS_PARKED_BYTES, TLS_RECORD_BYTES,
+    TLS_RECORD_OVERHEAD_BYTES, TLS_WIRE_RECORD_BYTES_MAX,
 };
 
 /// The state both halves share.
 struct Session {
     connection: UnbufferedClientConnection,
-    /// Ciphertext received and not yet processed; empty while the reader lends it out.
+    /// Ciphertext received; empty while the reader lends it out, and once all is processed.
     incoming: Vec<u8>,
-    /// Ciphertext to send; the handshake's last flight waits here for the first request.
+    /// Bytes of it that have been processed.
+    processed: usize,
+    /// Whether so much comes that several records should be received at once.
+    is_brisk: bool,
+    /// Room for ciphertext to send, as long as it ever had to be: it is filled with zeros only once.
     outgoing: Vec<u8>,
+    /// Bytes of it that wait; the handshake's last flight does so for the first request.
+    sealed: usize,
     /// Plaintext that did not fit the reader's buffer.
     spill: Vec<u8>,
     /// The peer said that its data is complete.
@@ -59,8 +65,9 @@ enum Progress {
 }
 
 impl Session {
-    /// Processes everything in `incoming`; decrypted bytes go to `sink` up to `sink_max` bytes and
-    /// to `spill` beyond. `plaintext` is encrypted into `outgoing` once the session is ready.
+    /// Processes what is in `incoming`; decrypted bytes go to `sink` up to `sink_max` bytes and to
+    /// `spill` beyond. Whoever reads gets what its sink holds, the rest waits; with a `sink_max` of 0
+    /// all is processed. `plaintext` is encrypted into `outgoing` once the session is ready.
     ///
     /// # Errors
     /// What ended the session, now or earlier; `sink` may have got bytes that came before.
@@ -86,11 +93,13 @@ impl Session {
         sink_max: usize,
         plaintext: &[u8],
     ) -> Result<Progress, rustls::Error> {
-        let mut done = 0;
         let progress = loop {
+            if sink_max > 0 && self.is_enough(sink.len(), sink_max) {
+                break Progress::Ready;
+            }
             let UnbufferedStatus { discard, state, .. } = self
                 .connection
-                .process_tls_records(&mut self.incoming[done..]);
+                .process_tls_records(&mut self.incoming[self.processed..]);
             let step = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
@@ -107,7 +116,8 @@ impl Session {
                     None
                 }
                 Ok(ConnectionState::EncodeTlsData(mut flight)) => {
-                    append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
+                    let (buffer, filled) = (&mut self.outgoing, &mut self.sealed);
+                    append(buffer, filled, TLS_FLIGHT_BYTES, |space| {
                         flight.encode(space).map_err(|error| match error {
                             EncodeError::InsufficientSize(size) => Some(size.required_size),
                             EncodeError::AlreadyEncoded => None,
@@ -121,9 +131,9 @@ impl Session {
                 }
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     if !plaintext.is_empty() {
-                        let records = plaintext.len() / (TLS_RECORD_BYTES / 2) + 1;
+                        let records = plaintext.len() / TLS_RECORD_BYTES + 1;
                         let room = plaintext.len() + records * TLS_RECORD_OVERHEAD_BYTES;
-                        append(&mut self.outgoing, room, |space| {
+                        append(&mut self.outgoing, &mut self.sealed, room, |space| {
                             traffic
                                 .encrypt(plaintext, space)
                                 .map_err(|error| match error {
@@ -147,18 +157,36 @@ impl Session {
                 }
                 Ok(_) => return Err(rustls::Error::General("unexpected TLS state".into())),
                 Err(error) => {
-                    self.incoming.drain(..done + discard);
+                    self.processed += discard;
                     self.queue_alert();
                     return Err(error);
                 }
             };
-            done += discard;
+            self.processed += discard;
             if let Some(progress) = step {
                 break progress;
             }
         };
-        self.incoming.drain(..done);
+        if self.processed == self.incoming.len() {
+            self.incoming.clear();
+            self.processed = 0;
+        }
         Ok(progress)
+    }
+
+    /// Whether a sink that holds `length` of `sink_max` bytes should be handed out before the next
+    /// record is decrypted: what did not fit would be copied once more. Little is not enough, as the
+    /// head of an answer and what follows should leave together.
+    fn is_enough(&self, length: usize, sink_max: usize) -> bool {
+        let fits = |payload| payload <= sink_max - length + TLS_RECORD_OVERHEAD_BYTES;
+        !self.spill.is_empty()
+            || (length >= TLS_RECORD_BYTES && !self.next_record().is_none_or(fits))
+    }
+
+    /// Bytes of the next record's payload, once its header is there.
+    fn next_record(&self) -> Option<usize> {
+        let header = self.incoming[self.processed..].get(..TLS_HEADER_BYTES)?;
+        Some(usize::from(u16::from_be_bytes([header[3], header[4]])))
     }
 
     /// After a failure, lets rustls encode the alert that tells the peer why.
@@ -167,15 +195,17 @@ impl Session {
     /// more; but it may have noted positions in `incoming`, so its bytes stay.
     fn queue_alert(&mut self) {
         while self.connection.wants_write() {
-            let UnbufferedStatus { discard, state, .. } =
-                self.connection.process_tls_records(&mut self.incoming);
+            let UnbufferedStatus { discard, state, .. } = self
+                .connection
+                .process_tls_records(&mut self.incoming[self.processed..]);
             let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else {
                 return;
             };
-            let encoded = append(&mut self.outgoing, TLS_FLIGHT_BYTES, |space| {
+            let (buffer, filled) = (&mut self.outgoing, &mut self.sealed);
+            let encoded = append(buffer, filled, TLS_FLIGHT_BYTES, |space| {
                 alert.encode(space).map_err(|_| None)
             });
-            self.incoming.drain(..discard);
+            self.processed += discard;
             if encoded.is_err() {
                 return;
             }
@@ -186,12 +216,43 @@ impl Session {
     /// session be asked to encrypt while the bytes are lent to the ring: nothing in them has been
     /// looked at.
     fn is_between_records(&self) -> bool {
-        match self.incoming.get(..5) {
-            None => true,
-            Some(header) => {
-                let payload = usize::from(u16::from_be_bytes([header[3], header[4]]));
-                self.incoming.len() < 5 + payload
-            }
+        let received = self.incoming.len() - self.processed;
+        self.next_record()
+            .is_none_or(|payload| received < TLS_HEADER_BYTES + payload)
+    }
+
+    /// Takes `incoming` for a receive behind what is left of it: with room for one record, or for
+    /// several.
+    fn lend(&mut self) -> Vec<u8> {
+        let is_whole = !self.is_between_records();
+        let mut lent = match is_whole {
+            true => Vec::new(),
+            false => std::mem::take(&mut self.incoming),
+        };
+        if !is_whole {
+            lent.drain(..std::mem::take(&mut self.processed));
+        }
+        let usual = match self.is_brisk {
+            true => TLS_BURST_BYTES,
+            false => TLS_WIRE_RECORD_BYTES_MAX,
+        };
+        let capacity = usual.max(lent.len() + 1024);
+        if lent.capacity() == capacity {
+            return lent;
+        }
+        let mut fitted = Vec::with_capacity(capacity);
+        fitted.extend_from_slice(&lent);
+        fitted
+    }
+
+    /// Takes in what a receive brought, `received` bytes of it new.
+    fn take_back(&mut self, lent: Vec<u8>, received: usize) {
+        let has_filled = lent.len() == lent.capacity();
+        self.is_brisk = received >= TLS_RECORD_BYTES / 2 && (self.is_brisk || has_filled);
+        if self.incoming.is_empty() {
+            self.incoming = lent;
+        } else {
+            self.incoming.extend_from_slice(&lent);
         }
     }
 
@@ -208,28 +269,30 @@ impl Session {
     }
 }
 
-/// Lets `encode` write behind `buffer`'s bytes, with at least `room` free; asked for more, once.
+/// Lets `encode` write behind the `filled` bytes of `buffer`, with at least `room` free; asked for
+/// more, once.
 ///
 /// `encode` answers the bytes written, or how many it needs, or `None` if it will never succeed.
 fn append(
     buffer: &mut Vec<u8>,
+    filled: &mut usize,
     room: usize,
     mut encode: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
 ) -> Result<(), rustls::Error> {
-    let begin = buffer.len();
     let mut room = room;
     for _ in 0..2 {
-        buffer.resize(begin + room, 0);
-        match encode(&mut buffer[begin..]) {
+        if buffer.len() < *filled + room {
+            buffer.resize(*filled + room, 0);
+        }
+        match encode(&mut buffer[*filled..]) {
             Ok(written) => {
-                buffer.truncate(begin + written);
+                *filled += written;
                 return Ok(());
             }
             Err(Some(required)) => room = required,
             Err(None) => break,
         }
     }
-    buffer.truncate(begin);
     Err(rustls::Error::EncryptError)
 }
 
@@ -272,19 +335,16 @@ impl TlsReader {
             return;
         }
         let session = &mut *self.session.borrow_mut();
-        for (buffer, kept) in [
-            (&mut session.incoming, TLS_WIRE_RECORD_BYTES_MAX),
-            (&mut session.outgoing, TLS_PARKED_BYTES),
-            (&mut session.spill, TLS_PARKED_BYTES),
-        ] {
-            if buffer.capacity() > kept && buffer.is_empty() {
-                *buffer = Vec::new();
-            }
+        if session.outgoing.capacity() > TLS_PARKED_BYTES && session.sealed == 0 {
+            session.outgoing = Vec::new();
+        }
+        if session.spill.capacity() > TLS_PARKED_BYTES && session.spill.is_empty() {
+            session.spill = Vec::new();
         }
         // With something left over it is not quiet, and will not be used again.
         if session.incoming.is_empty() {
-            let mut incoming = std::mem::take(&mut session.incoming);
-            incoming.reserve(TLS_WIRE_RECORD_BYTES_MAX);
+            session.is_brisk = false;
+            let incoming = session.lend();
             self.socket.post(|_| incoming);
         }
     }
@@ -306,7 +366,8 @@ impl TlsReader {
                 let mut session = self.session.borrow_mut();
                 session.drain_spill(&mut buffer, room);
                 let mut failure = None;
-                if buffer.len() == begin && session.has_something_to_say() {
+                let has_room = session.spill.is_empty() && buffer.len() - begin < room;
+                if has_room && session.has_something_to_say() {
                     failure = session.advance(&mut buffer, begin + room, &[]).err();
                 }
                 // What came before a failure was sent by the peer that the certificate names.
@@ -330,22 +391,13 @@ impl TlsReader {
 
     /// Receives more ciphertext behind what is there.
     async fn receive(&mut self) -> Result<usize, StreamError> {
-        let mut lent = Vec::new();
-        if !self.socket.is_posted() {
-            let mut session = self.session.borrow_mut();
-            if session.is_between_records() {
-                lent = std::mem::take(&mut session.incoming);
-            }
-            let room = TLS_WIRE_RECORD_BYTES_MAX.max(lent.len() + 1024);
-            lent.reserve(room);
-        }
+        let lent = match self.socket.is_posted() {
+            true => Vec::new(),
+            false => self.session.borrow_mut().lend(),
+        };
         let (result, lent) = self.socket.receive(lent, usize::MAX).await;
-        let mut session = self.session.borrow_mut();
-        if session.incoming.is_empty() {
-            session.incoming = lent;
-        } else {
-            session.incoming.extend_from_slice(&lent);
-        }
+        let received = *result.as_ref().unwrap_or(&0);
+        self.session.borrow_mut().take_back(lent, received);
         result
     }
 }
@@ -383,11 +435,16 @@ impl TlsWriter {
 
     /// Sends the ciphertext that waits.
     async fn flush(&mut self, patience: Duration) -> Result<(), WriteError> {
-        let outgoing = std::mem::take(&mut self.session.borrow_mut().outgoing);
-        let (result, mut outgoing) = self.socket.write_all(outgoing, 0, patience).await;
-        outgoing.clear();
+        let (outgoing, sealed) = {
+            let session = &mut *self.session.borrow_mut();
+            (
+                std::mem::take(&mut session.outgoing),
+                std::mem::take(&mut session.sealed),
+            )
+        };
+        let (result, outgoing) = self.socket.write_part(outgoing, 0..sealed, patience).await;
         let mut session = self.session.borrow_mut();
-        if session.outgoing.is_empty() {
+        if session.sealed == 0 {
             session.outgoing = outgoing;
         }
         result
@@ -413,8 +470,11 @@ pub async fn connect(
     let (reader, writer, watch) = stream::split_standby(socket, deadlines);
     let session = Rc::new(RefCell::new(Session {
         connection: UnbufferedClientConnection::new(config, name)?,
-        incoming: Vec::with_capacity(TLS_WIRE_RECORD_BYTES_MAX),
-        outgoing: Vec::with_capacity(TLS_FLIGHT_BYTES),
+        incoming: Vec::new(),
+        processed: 0,
+        is_brisk: false,
+        outgoing: Vec::new(),
+        sealed: 0,
         spill: Vec::new(),
         closed: false,
         failure: None,
