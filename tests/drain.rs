@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    io,
+    fs, io,
     net::{SocketAddr, TcpStream},
     sync::{Mutex, mpsc},
 };
@@ -19,6 +19,8 @@ use common::{
 
 const PRESS: &str = "127.0.0.7";
 const OTHER: &str = "127.0.0.8";
+/// Bytes of a body that no device has read at once, and that the kernel holds.
+const LARGE: usize = 1_000_000;
 const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 
 fn gateway(drain: &str, upstream: &Upstream) -> Gateway {
@@ -41,6 +43,12 @@ fn slow() -> (Upstream, mpsc::Sender<()>) {
                 conversation.write("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nla")?;
                 told.lock().unwrap().recv().map_err(io::Error::other)?;
                 conversation.write("te")?;
+            } else if request.target() == "/slow-large" {
+                conversation.write(&format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\nla"
+                ))?;
+                told.lock().unwrap().recv().map_err(io::Error::other)?;
+                conversation.write(&"x".repeat(LARGE - 2))?;
             } else if request.target() == "/until-close" {
                 conversation.write("HTTP/1.1 200 OK\r\n\r\nla")?;
                 told.lock().unwrap().recv().map_err(io::Error::other)?;
@@ -96,6 +104,37 @@ fn an_answer_whose_head_is_out_is_completed_too() {
     assert_eq!(press.receive_rest().unwrap(), b"te");
     drop(press);
     assert_eq!(gateway.wait().code(), Some(0));
+}
+
+/// Whether the gateway has ended its side of the connection from `device`.
+fn has_ended(gateway: SocketAddr, device: SocketAddr) -> bool {
+    const ESTABLISHED: &str = "01";
+    let ends = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let mut rows = table.lines().map(str::split_whitespace).map(Vec::from_iter);
+    let row = rows.find(|row| ends(row[1], gateway.port()) && ends(row[2], device.port()));
+    row.is_none_or(|row| row[3] != ESTABLISHED)
+}
+
+#[test]
+fn a_request_that_is_no_longer_served_cuts_no_answer_short() {
+    let (upstream, go) = slow();
+    let mut gateway = gateway("60s", &upstream);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(GET.replace("/ ", "/slow-large "));
+    assert_eq!(press.receive_head().status(), 200);
+    press.send(GET);
+    gateway.signal("TERM");
+    wait_until_closed(gateway.address());
+    go.send(()).unwrap();
+    let device = press.stream().local_addr().unwrap();
+    wait_until("the answer to be sent", || {
+        has_ended(gateway.address(), device)
+    });
+    assert_eq!(press.receive_rest().unwrap().len(), LARGE);
+    drop(press);
+    assert_eq!(gateway.wait().code(), Some(0));
+    assert_eq!(upstream.requests().len(), 1);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Built for a million lines. Lines without a quote, all of them as a rule, are cut at their commas;
 //! the first that has one goes to the CSV reader with all behind it. What must not be twice is found
-//! by sorting, which costs a tenth of a table to look each line up in. Asks nothing of the network.
+//! by sorting. Asks nothing of the network.
 
 use std::{hash::BuildHasher, str, sync::Arc};
 

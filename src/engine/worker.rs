@@ -19,7 +19,10 @@ use std::{
 };
 
 use io_uring::IoUring;
-use monoio::{IoUringDriver, Runtime, RuntimeBuilder, time::TimeDriver};
+use monoio::{
+    IoUringDriver, Runtime, RuntimeBuilder,
+    time::{MissedTickBehavior, TimeDriver},
+};
 
 use super::{
     net::{
@@ -176,6 +179,8 @@ async fn contain<C: Future>(serve: impl FnOnce() -> C) -> Option<C::Output> {
 /// Sweeps every tick; once told to drain, ends when nothing is under way or the limit has passed.
 async fn tick_until_drained(shard: &Rc<Shard>, control: &Control, closers: &[AcceptorCloser]) {
     let mut interval = monoio::time::interval(TICK);
+    // Ticks that were missed are not caught up on: what was idle for one was not idle for ten.
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut limit = None;
     loop {
         interval.tick().await;

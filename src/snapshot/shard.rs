@@ -78,8 +78,7 @@ impl<A: Address> Key<A> {
 
     /// Where it belongs.
     ///
-    /// Neighbours share a shard: a list in the order of its addresses is built from warm memory,
-    /// in half the time.
+    /// Neighbours share a shard: a list in the order of its addresses is built from warm memory.
     pub(super) fn place(&self, hash: impl FnOnce((A, u8)) -> u64) -> Place {
         let (block, rest) = self.bits.split();
         let hash = hash((block, self.length));

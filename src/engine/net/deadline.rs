@@ -89,12 +89,19 @@ impl Entry {
         }
     }
 
-    /// Counts one more sweep; answers what calls its receive back, if it has been idle for long
-    /// enough.
-    fn tire(&mut self) -> Option<Recall> {
+    /// Counts one more sweep; tells whether its receive has been idle for long enough to be called
+    /// back.
+    fn tire(&mut self) -> bool {
+        if self.waiting != Waiting::Idle || self.recall.is_none() {
+            return false;
+        }
         self.idle_sweeps = self.idle_sweeps.saturating_add(1);
-        let is_tired = self.idle_sweeps >= IDLE_SWEEPS && self.waiting == Waiting::Idle;
-        if is_tired { self.recall.take() } else { None }
+        self.idle_sweeps >= IDLE_SWEEPS
+    }
+
+    /// Whether the next request has come and only waits for its turn: nobody is late then, nor idle.
+    fn is_called_upon(&self) -> bool {
+        self.waiting == Waiting::Idle && sys::has_bytes(self.fd)
     }
 }
 
@@ -179,7 +186,7 @@ impl Deadlines {
         self.now_ms.set(now.0);
         let mut recalls = 0;
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
-            if entry.read_due <= now {
+            if entry.read_due <= now && !entry.is_called_upon() {
                 entry.read_due = Due::NEVER;
                 entry.read_expired = true;
                 sys::shutdown(entry.fd, Side::Read);
@@ -189,8 +196,9 @@ impl Deadlines {
                 entry.write_expired = true;
                 entry.end();
             }
-            if recalls < limits::RECALLS_PER_TICK_MAX
-                && let Some(Recall(canceller)) = entry.tire()
+            if entry.tire()
+                && recalls < limits::RECALLS_PER_TICK_MAX
+                && let Some(Recall(canceller)) = entry.recall.take()
             {
                 recalls += 1;
                 canceller.cancel();
@@ -205,10 +213,10 @@ impl Deadlines {
         }
     }
 
-    /// Ends every connection that waits for a next request.
+    /// Ends every connection that waits for a next request, of which nothing has come.
     pub fn close_idle(&self) {
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
-            if entry.waiting == Waiting::Idle {
+            if entry.waiting == Waiting::Idle && !entry.is_called_upon() {
                 sys::shutdown(entry.fd, Side::Read);
             }
         }

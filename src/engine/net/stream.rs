@@ -174,17 +174,22 @@ fn split_watched(socket: TcpStream, watch: Watch) -> (SocketReader, SocketWriter
     (reader, writer, watch)
 }
 
-/// Closes a connection on which nothing is under way, and whose watch has no other holder. Left to
-/// the runtime it would cost two operations of the ring, and a call that fails.
-pub fn close(reader: SocketReader, writer: SocketWriter) {
-    let SocketReader { watch, half } = reader;
-    drop(watch);
-    let SocketWriter { watch, half: other } = writer;
-    drop(watch);
-    // Both are halves of one socket.
-    if let Ok(socket) = half.reunite(other) {
-        drop(sys::own(socket.into_raw_fd()));
-    }
+/// Closes a connection on which nothing is under way. Left to the runtime it would cost two
+/// operations of the ring, and a call that fails.
+///
+/// # Panics
+/// If somebody else has a share of the watch, or the halves are not of one socket.
+pub fn close(reader: SocketReader, writer: SocketWriter, watch: Rc<Watch>) {
+    drop(sys::own(reunite(reader, writer, watch).1.into_raw_fd()));
+}
+
+/// Both halves of a socket in one, and their watch, which has no other holder: it must be gone
+/// before the descriptor is.
+fn reunite(reader: SocketReader, writer: SocketWriter, watch: Rc<Watch>) -> (Watch, TcpStream) {
+    drop((reader.watch, writer.watch));
+    let watch = Rc::into_inner(watch).expect("reader and writer had the other shares");
+    let socket = reader.half.reunite(writer.half);
+    (watch, socket.expect("halves of one socket"))
 }
 
 /// A connected socket under watch on which nothing is received or sent, as small as it gets.
@@ -202,10 +207,8 @@ impl Resting {
     /// # Panics
     /// If they are not of one socket, or the watch is shared.
     pub fn join(reader: SocketReader, writer: SocketWriter, watch: Rc<Watch>) -> Self {
-        let socket = reader.half.reunite(writer.half);
-        drop((reader.watch, writer.watch));
-        let watch = Rc::into_inner(watch).expect("reader and writer had the other shares");
-        let socket = sys::own(socket.expect("halves of one socket").into_raw_fd());
+        let (watch, socket) = reunite(reader, writer, watch);
+        let socket = sys::own(socket.into_raw_fd());
         Self {
             watch,
             socket: UnixStream::from_std(socket.into()).expect("the ring registers no sockets"),
@@ -334,7 +337,13 @@ impl SocketReader {
         let receive = self.half.cancelable_read(buffer.slice_mut(..end), recall);
         let (result, slice) = receive.await;
         let result = match result {
-            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Ok(None),
+            // Interrupted where a thread of the kernel waited for it.
+            Err(error)
+                if error.raw_os_error() == Some(libc::ECANCELED)
+                    || error.kind() == io::ErrorKind::Interrupted =>
+            {
+                Ok(None)
+            }
             result => {
                 let result = self.judge(result).map(Some);
                 self.watch.clear_read();

@@ -307,6 +307,11 @@ impl Device {
                 Ok(Some(head_bytes)) => exchange::run(shard, self, head_bytes).await,
                 Ok(None) => return Pause::Sleep(search),
                 Err(Stop::Failed(failure)) => (self.reject(shard, failure).await, Ending::Failed),
+                // Another request has come, which this core no longer serves. To close over it would
+                // throw away what of the last answer has not left yet.
+                Err(Stop::Ended(Ending::Drained)) if self.watch.has_bytes() => {
+                    (After::Linger, Ending::Drained)
+                }
                 Err(Stop::Ended(ending)) => (After::Close, ending),
             };
             if after != After::Keep {

@@ -19,6 +19,7 @@ use crate::{
         net::{
             deadline::Watch,
             stream::{self, Resting, SocketReader, SocketWriter},
+            sys::Side,
         },
         shard::Shard,
     },
@@ -160,13 +161,16 @@ impl Device {
     /// Ends the connection as its last exchange wants it.
     pub async fn end(mut self, shard: &Shard, after: After) {
         match after {
+            // To close over bytes that nobody has read resets the connection: its end goes first.
+            After::Keep | After::Close if self.watch.has_bytes() => {
+                self.watch.shutdown(Side::Both);
+            }
             After::Keep | After::Close => {}
             After::Reset => self.watch.reset(),
             After::Linger => self.linger(shard).await,
         }
         shard.buffers.put(self.inbox);
-        drop(self.watch);
-        stream::close(self.reader, self.writer);
+        stream::close(self.reader, self.writer, self.watch);
     }
 
     /// Ends a connection whose device may still be sending: closing at once would reset it, and the
