@@ -139,8 +139,8 @@ impl std::error::Error for TrustError {
     }
 }
 
-/// What the gateway offers: everything rustls deems safe, AES-128 first. A byte costs it a sixth
-/// less than AES-256, which a server that prefers that still gets.
+/// What the gateway offers: everything rustls deems safe, AES-128 first. It is cheaper a byte
+/// than AES-256, which a server that prefers it still gets.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|offered| {
