@@ -62,23 +62,28 @@ pub fn start_on(position: usize, network: &str, routes: impl IntoIterator<Item =
     start_whole(position, network, routes, None)
 }
 
+/// What there is for the only device, which speaks from `network`.
+pub fn snapshot(network: &str, routes: impl IntoIterator<Item = Route>) -> Snapshot {
+    let mut identities = IdentityTable::default();
+    let network = network.parse().unwrap();
+    identities
+        .insert(network, AccountId(0), "press-07", "1932-0069-24")
+        .unwrap();
+    Snapshot {
+        identities: Arc::new(identities),
+        routes: Arc::new(RouteTable::from_iter(routes)),
+        domain: "talk2m.com".into(),
+        allow_networks: ["127.0.0.0/8".parse().unwrap()].into(),
+    }
+}
+
 fn start_whole(
     position: usize,
     network: &str,
     routes: impl IntoIterator<Item = Route>,
     log: Option<Arc<Log>>,
 ) -> Engine {
-    let mut identities = IdentityTable::default();
-    let network = network.parse().unwrap();
-    identities
-        .insert(network, AccountId(0), "press-07", "1932-0069-24")
-        .unwrap();
-    let publisher = Publisher::new(Snapshot {
-        identities: Arc::new(identities),
-        routes: Arc::new(RouteTable::from_iter(routes)),
-        domain: "talk2m.com".into(),
-        allow_networks: ["127.0.0.0/8".parse().unwrap()].into(),
-    });
+    let publisher = Publisher::new(snapshot(network, routes));
     let cores = core_affinity::get_core_ids().unwrap();
     let core = cores[position % cores.len()].id;
     let settings = EngineSettings {
