@@ -52,26 +52,15 @@ def core_threads(pid):
     return found
 
 
-class Tracepoints:
-    """perf, attached with its counters off until the window begins."""
+class Attached:
+    """perf, on some threads, with its counters off until the window begins."""
 
-    source = "tracepoints"
-
-    def __init__(self, pid, folder):
-        self.output = folder / "perf-stat"
+    def __init__(self, command, threads):
         theirs, self.control = os.pipe()
         self.answers, answers = os.pipe()
-        events = ["-e", "raw_syscalls:sys_enter"]
-        for name in CALLS:
-            events += ["-e", f"syscalls:sys_enter_{name}"]
-        for number in OPERATIONS:
-            events += ["-e", "io_uring:io_uring_submit_req", "--filter", f"opcode == {number}"]
-        events += ["-e", "io_uring:io_uring_submit_req"]
-        command = ["perf", "stat", "-x", ";", "-o", self.output, "-D", "-1"]
-        command += ["--control", f"fd:{theirs},{answers}", *events]
-        command += ["-t", ",".join(core_threads(pid))]
+        command = [*command, "-D", "-1", "--control", f"fd:{theirs},{answers}"]
         self.child = subprocess.Popen(
-            with_tracefs([str(part) for part in command]),
+            [str(part) for part in [*command, "-t", ",".join(threads)]],
             pass_fds=(theirs, answers),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -91,7 +80,7 @@ class Tracepoints:
 
     def end(self):
         self.tell("disable")
-        # perf writes its counts when it is interrupted.
+        # perf writes what it has when it is interrupted.
         self.child.send_signal(signal.SIGINT)
         try:
             self.child.wait(60)
@@ -100,6 +89,29 @@ class Tracepoints:
             self.child.wait()
         os.close(self.control)
         os.close(self.answers)
+
+
+class Tracepoints:
+    """Counts by perf."""
+
+    source = "tracepoints"
+
+    def __init__(self, pid, folder):
+        self.output = folder / "perf-stat"
+        events = ["-e", "raw_syscalls:sys_enter"]
+        for name in CALLS:
+            events += ["-e", f"syscalls:sys_enter_{name}"]
+        for number in OPERATIONS:
+            events += ["-e", "io_uring:io_uring_submit_req", "--filter", f"opcode == {number}"]
+        events += ["-e", "io_uring:io_uring_submit_req"]
+        command = ["perf", "stat", "-x", ";", "-o", self.output, *events]
+        self.perf = Attached(with_tracefs(command), core_threads(pid))
+
+    def begin(self):
+        self.perf.begin()
+
+    def end(self):
+        self.perf.end()
         return self.read()
 
     def read(self):
