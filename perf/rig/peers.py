@@ -39,12 +39,15 @@ class Peer:
     """One running peer."""
 
     devices = 10_000
+    # Other cores than the one that a peer has to itself, as a list such as 0-1.
+    cores = None
 
     def __init__(self, job):
         self.job = job
+        self.cores = self.cores or job.core
         (self.port,) = free_ports(1)
         self.process = Process(
-            self.name, job.core, self.command(), job.folder / f"{self.name}.log", job.folder
+            self.name, self.cores, self.command(), job.folder / f"{self.name}.log", job.folder
         )
 
     def ready(self):
@@ -91,7 +94,7 @@ class M2u(Peer):
             lines.append(f'client_key = "{job.certificates.client[1]}"')
         config = job.folder / "m2u.toml"
         config.write_text("\n".join(lines) + "\n")
-        return [self.binary, "run", "--config", config, "--cores", job.core, *self.flags]
+        return [self.binary, "run", "--config", config, "--cores", self.cores, *self.flags]
 
 
 class M2uMillion(M2u):
@@ -303,6 +306,10 @@ def variant(text):
     members = {"name": f"m2u-{name}"}
     if "/" in words[0]:
         members["binary"] = Path(words.pop(0)).resolve()
+    if "--cores" in words:
+        at = words.index("--cores")
+        members["cores"] = words[at + 1]
+        del words[at : at + 2]
     members["flags"] = tuple(words)
     PEERS[members["name"]] = type(f"M2u{name}", (M2u,), members)
     return members["name"]
