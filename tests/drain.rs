@@ -44,11 +44,11 @@ fn slow() -> (Upstream, mpsc::Sender<()>) {
                 told.lock().unwrap().recv().map_err(io::Error::other)?;
                 conversation.write("te")?;
             } else if request.target() == "/slow-large" {
-                conversation.write(&format!(
+                conversation.write(format!(
                     "HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\nla"
                 ))?;
                 told.lock().unwrap().recv().map_err(io::Error::other)?;
-                conversation.write(&"x".repeat(LARGE - 2))?;
+                conversation.write("x".repeat(LARGE - 2))?;
             } else if request.target() == "/until-close" {
                 conversation.write("HTTP/1.1 200 OK\r\n\r\nla")?;
                 told.lock().unwrap().recv().map_err(io::Error::other)?;
