@@ -60,7 +60,7 @@ pub const CONNECTION_TASK_BYTES_MAX: usize = 256;
 /// How long a connection is idle before it is made dormant: it waits without a buffer then, and
 /// costs a poll when it wakes up.
 pub const DORMANT_AFTER: Duration = Duration::from_secs(1);
-/// Connections of one core that are made dormant in one tick at most: a few hundred microseconds.
+/// Connections of one core that are made dormant in one tick at most, as the others wait meanwhile.
 pub const RECALLS_PER_TICK_MAX: usize = 256;
 /// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
 /// or for what trickles of a body.

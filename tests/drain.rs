@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    fs, io,
+    io,
     net::{SocketAddr, TcpStream},
     sync::{Mutex, mpsc},
 };
@@ -106,16 +106,6 @@ fn an_answer_whose_head_is_out_is_completed_too() {
     assert_eq!(gateway.wait().code(), Some(0));
 }
 
-/// Whether the gateway has ended its side of the connection from `device`.
-fn has_ended(gateway: SocketAddr, device: SocketAddr) -> bool {
-    const ESTABLISHED: &str = "01";
-    let ends = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let mut rows = table.lines().map(str::split_whitespace).map(Vec::from_iter);
-    let row = rows.find(|row| ends(row[1], gateway.port()) && ends(row[2], device.port()));
-    row.is_none_or(|row| row[3] != ESTABLISHED)
-}
-
 #[test]
 fn a_request_that_is_no_longer_served_cuts_no_answer_short() {
     let (upstream, go) = slow();
@@ -127,10 +117,7 @@ fn a_request_that_is_no_longer_served_cuts_no_answer_short() {
     gateway.signal("TERM");
     wait_until_closed(gateway.address());
     go.send(()).unwrap();
-    let device = press.stream().local_addr().unwrap();
-    wait_until("the answer to be sent", || {
-        has_ended(gateway.address(), device)
-    });
+    wait_until("the answer to be sent", || press.has_been_ended());
     assert_eq!(press.receive_rest().unwrap().len(), LARGE);
     drop(press);
     assert_eq!(gateway.wait().code(), Some(0));

@@ -4,10 +4,16 @@
 
 mod common;
 
+use std::{
+    io,
+    sync::{Mutex, mpsc},
+};
+
 use common::{
     device::{self, Device},
     gateway::{Gateway, account, acme, server},
     upstream::{Conversation, Step, Upstream},
+    wait_until,
 };
 
 const PRESS: &str = "127.0.0.7";
@@ -39,6 +45,27 @@ fn requests_sent_at_once_are_answered_in_order() {
     }
     assert_eq!(press.receive_rest().unwrap_or_default(), b"");
     assert_eq!(upstream.requests().len(), 4);
+    gateway.stop();
+}
+
+#[test]
+fn half_an_answer_is_read_whole_although_another_request_waits_behind_it() {
+    let (go, told) = mpsc::channel();
+    let told = Mutex::new(told);
+    let upstream = Upstream::start(move |conversation: &mut Conversation| -> Step {
+        conversation.request()?;
+        conversation.write("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nha")?;
+        told.lock().unwrap().recv().map_err(io::Error::other)?;
+        conversation.write("lf")
+    });
+    let gateway = Gateway::with(&acme(&upstream.url()));
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send("GET /1 HTTP/1.1\r\nHost: m2u\r\n\r\n");
+    assert_eq!(press.receive_head().status(), 200);
+    press.send("GET /2 HTTP/1.1\r\nHost: m2u\r\n\r\n");
+    go.send(()).unwrap();
+    wait_until("the connection to be ended", || press.has_been_ended());
+    assert_eq!(press.receive_rest().unwrap(), b"half");
     gateway.stop();
 }
 

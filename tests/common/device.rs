@@ -1,6 +1,7 @@
 //! A scripted device: raw bytes from a chosen loopback address.
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     time::Duration,
@@ -100,6 +101,21 @@ impl Device {
     /// Whether the gateway has ended the connection in an orderly way, with nothing more to read.
     pub fn is_closed(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
+    /// Whether the gateway has ended its side of the connection, whatever is still to be read.
+    pub fn has_been_ended(&self) -> bool {
+        const ESTABLISHED: &str = "01";
+        let (near, far) = (self.stream().local_addr(), self.stream().peer_addr());
+        // A reset connection has no peer any more.
+        let (near, Ok(far)) = (near.unwrap(), far) else {
+            return true;
+        };
+        let ends = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let mut rows = table.lines().map(str::split_whitespace).map(Vec::from_iter);
+        let row = rows.find(|row| ends(row[1], far.port()) && ends(row[2], near.port()));
+        row.is_none_or(|row| row[3] != ESTABLISHED)
     }
 
     /// Says that no more bytes will come.

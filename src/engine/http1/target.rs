@@ -55,7 +55,7 @@ pub fn parse(target: &[u8]) -> Result<Target<'_>, BadTarget> {
 
 /// Whether `..` segments lead above the point where the path begins in the eyes of any server: one
 /// that decodes once, twice or not at all, takes `\` for `/`, drops `;parameters`, ends a name at a
-/// NUL, or reads over-long UTF-8, `%uXXXX`, or characters that look like a dot or a slash.
+/// NUL, or reads over-long UTF-8, `%u0041`, or characters that look like a dot or a slash.
 ///
 /// What one server takes for a separator is part of a name to another. So `..` leads upwards behind
 /// every separator that anybody sees, while only a plain slash lets one more name lead down.
@@ -195,7 +195,7 @@ fn meaning(value: u32) -> u8 {
     }
 }
 
-/// A byte of a path, or what `%uXXXX` stands for.
+/// A byte of a path, or what `%u0041` stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Unit {
     value: u32,

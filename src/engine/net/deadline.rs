@@ -387,6 +387,27 @@ mod tests {
     }
 
     #[test]
+    fn who_has_spoken_is_neither_late_nor_idle() {
+        let ((near, mut far), (silent, _far)) = (pair(), pair());
+        let deadlines = Deadlines::new();
+        let [spoken, silent] = [&near, &silent].map(|socket| deadlines.watch(socket.as_raw_fd()));
+        let due = deadlines.due_in(Duration::from_millis(5));
+        spoken.set_idle(due);
+        silent.set_idle(due);
+        far.write_all(b"GET").expect("a peer");
+        while !spoken.has_bytes() {
+            thread::yield_now();
+        }
+        sweep_until(&deadlines, || silent.read_expired());
+        deadlines.close_idle();
+        assert!(!spoken.read_expired());
+        far.write_all(b" /").expect("the read side is open");
+        let mut request = [0; 5];
+        (&near).read_exact(&mut request).expect("all of it");
+        assert_eq!(&request, b"GET /");
+    }
+
+    #[test]
     fn a_core_that_stood_still_counts_that_as_nobodys_silence() {
         let (near, _far) = pair();
         let deadlines = Deadlines::new();
