@@ -24,7 +24,7 @@ use m2u::{
         },
     },
     limits::FIELDS_DEFAULT,
-    snapshot::Snapshot,
+    snapshot::{Snapshot, scope::Scope},
 };
 
 use common::{
@@ -181,6 +181,7 @@ fn decide<'s>(
     outbox.clear();
     let head_bytes = head_bytes(inbox);
     let sender = Sender {
+        scope: Scope::NONE,
         source: [127, 0, 0, 1].into(),
         slot: Slot::FIRST,
         fields_max: FIELDS_DEFAULT,

@@ -16,6 +16,7 @@ use m2u::snapshot::{
     identity::{Change, Identity, IdentityTable},
     publish::Publisher,
     route::{AccountId, RouteTable},
+    scope::Scope,
 };
 
 #[global_allocator]
@@ -48,7 +49,7 @@ fn resolve(criterion: &mut Criterion) {
 
 fn change(criterion: &mut Criterion) {
     let publisher = Publisher::new(Snapshot {
-        identities: Arc::new(table(MILLION, 0)),
+        identities: table(MILLION, 0).into(),
         routes: Arc::new(RouteTable::default()),
         domain: "talk2m.com".into(),
         allow_networks: [].into(),
@@ -64,11 +65,10 @@ fn change(criterion: &mut Criterion) {
                 name: "press-07",
                 serial: "1932-0069-24",
             }];
+            let table = now.identities.table(Scope::NONE).expect("the common one");
             publisher.publish(Snapshot {
-                identities: Arc::new(now.identities.with_changes(changes)),
-                routes: Arc::clone(&now.routes),
-                domain: now.domain.clone(),
-                allow_networks: now.allow_networks.clone(),
+                identities: table.with_changes(changes).into(),
+                ..Snapshot::clone(&now)
             });
             drop(now);
             black_box(subscriber.load());

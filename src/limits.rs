@@ -28,6 +28,33 @@ pub const POOL_PER_SERVER_DEFAULT: usize = 32;
 /// Idle upstream connections of one core, all servers together.
 pub const POOL_PER_CORE_MAX: usize = 4_096;
 
+/// Bytes of a line that a feed may send.
+pub const FEED_LINE_BYTES_MAX: usize = 4_096;
+/// Requests of one feed that take effect together at most.
+pub const FEED_BATCH_MAX: usize = 1_024;
+/// Connections to the feed's socket at a time.
+pub const FEED_CONNECTIONS_MAX: usize = 64;
+/// Changes that wait for whoever watches leases; who is slower than that is cut off.
+pub const WATCH_BATCHES_MAX: usize = 1_024;
+/// Bytes of a source's name or a session's.
+pub const LEASE_WORD_BYTES_MAX: usize = 256;
+/// Bytes below which a journal is not written anew.
+pub const JOURNAL_BYTES_FLOOR: u64 = 16_777_216;
+/// How often the journal says that the gateway is at work: so much less is known of how old the
+/// leases of a crash are.
+pub const JOURNAL_ALIVE: Duration = Duration::from_secs(5);
+/// Leases of all sources.
+pub const LEASES_MAX: usize = 4_194_304;
+/// Sources of leases that a process remembers.
+pub const LEASE_SOURCES_MAX: usize = 4_096;
+/// Networks whose device changed that wait for a core to close their idle connections; beyond that
+/// it closes all of its idle ones.
+pub const MOVED_NETWORKS_MAX: usize = 65_536;
+
+/// How old the news of a lease may be that nobody has confirmed since the start, if the file does not
+/// say.
+pub const UNCONFIRMED_DEFAULT: Duration = Duration::from_secs(600);
+
 /// Bytes of an identity value: account, device or serial number (specification, section 2).
 pub const IDENTITY_VALUE_BYTES_MAX: usize = 128;
 /// The highest server slot: `m2u999`.

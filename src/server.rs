@@ -24,16 +24,20 @@ use crate::{
     config::{
         flags::ConfigArguments,
         problem::Summary,
-        settings::{AccessLog, Inventory, Limits, Listen, Settings, Timeouts},
+        settings::{AccessLog, Inventory, Leases, Limits, Listen, Settings, Timeouts},
     },
     control::{
+        lease::{
+            directory::Directory,
+            registry::{Registry, RegistryError, Work},
+        },
         reload::{Assembly, ReloadError},
         resolver::{Event, Resolver},
     },
     engine::{Engine, EngineError, EngineSettings, StartError, net::sys},
     limits,
     observe::access_log::Log,
-    snapshot::publish::Publisher,
+    snapshot::{Snapshot, publish::Publisher, scope::Identities},
 };
 
 /// How often the workers' health is looked at.
@@ -49,6 +53,7 @@ enum Fault {
     Runtime(io::Error),
     Signals(io::Error),
     Settings(ReloadError),
+    Leases(RegistryError),
     Log(PathBuf, io::Error),
     Start(StartError),
     Broken,
@@ -62,6 +67,7 @@ impl fmt::Display for Fault {
             Self::Runtime(error) => write!(f, "the control thread cannot start: {error}"),
             Self::Signals(error) => write!(f, "signals cannot be received: {error}"),
             Self::Settings(error) => error.fmt(f),
+            Self::Leases(error) => error.fmt(f),
             Self::Log(path, error) => {
                 write!(
                     f,
@@ -115,6 +121,8 @@ struct Gateway {
     arguments: ConfigArguments,
     assembly: Assembly,
     resolver: Resolver,
+    /// Leases that come and go; `None`: all are the configuration's.
+    leases: Option<Registry>,
     publisher: Publisher,
     /// Dropped by a finished drain only: to wait for its workers elsewhere could take for ever.
     engine: ManuallyDrop<Engine>,
@@ -142,6 +150,7 @@ struct Started {
     timeouts: Timeouts,
     limits: Limits,
     access_log: Option<AccessLog>,
+    leases: Option<Leases>,
 }
 
 impl Gateway {
@@ -158,7 +167,14 @@ impl Gateway {
             }
         }
         let log = settings.access_log.as_ref().map(open_log).transpose()?;
-        let publisher = Publisher::new(assembly.first_snapshot(&resolver));
+        let leases = settings.leases.as_ref();
+        let leases = leases.map(|leases| start_leases(leases, settings, &assembly));
+        let leases = leases.transpose()?;
+        let mut snapshot = assembly.first_snapshot(&resolver);
+        if let Some(leases) = &leases {
+            snapshot.identities = leases.identities();
+        }
+        let publisher = Publisher::new(snapshot);
         let engine = Engine::start(
             EngineSettings {
                 listen: settings.listen.clone(),
@@ -182,6 +198,7 @@ impl Gateway {
             arguments,
             assembly,
             resolver,
+            leases,
             publisher,
             engine: ManuallyDrop::new(engine),
             log,
@@ -204,6 +221,7 @@ impl Gateway {
                     Wanted::Reload => self.reload(),
                     Wanted::Counts => self.tell_counts(),
                 },
+                work = work(&mut self.leases) => self.change_leases(work),
                 events = self.resolver.events() => self.learn(&events),
                 () = until(reload) => self.publish(),
                 _ = health.tick() => {
@@ -229,9 +247,11 @@ impl Gateway {
         let descriptors = std::fs::read_dir("/proc/self/fd")
             .map(|list| format!("descriptors={} ", list.count() - 1))
             .unwrap_or_default();
+        let leases = self.leases.as_ref().map(Registry::counts);
         say(format_args!(
-            "counts: {descriptors}{}",
-            self.engine.totals()
+            "counts: {descriptors}{} {}",
+            self.engine.totals(),
+            leases.unwrap_or_default()
         ));
     }
 
@@ -261,6 +281,7 @@ impl Gateway {
             ));
         }
         self.drain = settings.timeouts.drain;
+        self.adopt_devices(&settings);
         self.resolver.follow(self.assembly.names());
         self.reload = Some(Reload {
             by: Instant::now() + limits::DNS_FIRST_ANSWERS,
@@ -271,6 +292,47 @@ impl Gateway {
         }
     }
 
+    /// Leases hold for the devices of the new settings at once; their routes follow.
+    fn adopt_devices(&mut self, settings: &Settings) {
+        let Some(leases) = &mut self.leases else {
+            return;
+        };
+        let directory = directory(settings, &self.assembly);
+        let fixed = Arc::clone(self.assembly.identities());
+        leases
+            .adopt(directory, fixed)
+            .iter()
+            .for_each(|news| say(format_args!("{news}")));
+        let snapshot = Snapshot {
+            identities: leases.identities(),
+            ..Snapshot::clone(&self.publisher.current())
+        };
+        self.put_in_force(snapshot);
+    }
+
+    fn change_leases(&mut self, work: Work) {
+        let publisher = &self.publisher;
+        let publish = |identities: Identities, moved: &[_]| {
+            let current = Snapshot::clone(&publisher.current());
+            let snapshot = Snapshot {
+                identities,
+                ..current
+            };
+            publisher.publish_moved(snapshot, moved);
+        };
+        if let Some(leases) = &mut self.leases {
+            leases.apply(work, publish);
+        }
+    }
+
+    /// Publishes `snapshot`, and has idle connections closed whose device is another in it.
+    fn put_in_force(&self, snapshot: Snapshot) {
+        let current = self.publisher.current();
+        let moved = current.identities.differences(&snapshot.identities);
+        drop(current);
+        self.publisher.publish_moved(snapshot, &moved);
+    }
+
     fn learn(&mut self, events: &[Event]) {
         tell(events);
         if self.reload.is_none() || self.resolver.is_settled() {
@@ -279,8 +341,11 @@ impl Gateway {
     }
 
     fn publish(&mut self) {
-        if let Some(snapshot) = self.assembly.snapshot(&self.resolver) {
-            self.publisher.publish(snapshot);
+        if let Some(mut snapshot) = self.assembly.snapshot(&self.resolver) {
+            if let Some(leases) = &self.leases {
+                snapshot.identities = leases.identities();
+            }
+            self.put_in_force(snapshot);
         }
         if let Some(reload) = self.reload.take() {
             self.has_read = true;
@@ -289,7 +354,7 @@ impl Gateway {
     }
 
     /// Lets what is under way end, within the limit.
-    async fn finish(self, signals: &mut Signals) -> Result<(), Fault> {
+    async fn finish(mut self, signals: &mut Signals) -> Result<(), Fault> {
         let limit = self.drain;
         say(format_args!(
             "draining: no new connections, {limit:?} at most for what is under way"
@@ -304,6 +369,8 @@ impl Gateway {
                     Wanted::Reload => say(format_args!("reload refused: m2u is ending")),
                     Wanted::Counts => self.tell_counts(),
                 },
+                // What is still served must not be served under an old lease.
+                work = work(&mut self.leases) => self.change_leases(work),
                 _ = look.tick() => {
                     if Instant::now() > by {
                         return Err(Fault::Stuck);
@@ -329,6 +396,7 @@ impl Started {
             timeouts: settings.timeouts,
             limits: settings.limits,
             access_log: settings.access_log.clone(),
+            leases: settings.leases.clone(),
         }
     }
 
@@ -357,6 +425,7 @@ impl Started {
                 old.pool_per_server != new.pool_per_server,
             ),
             ("access_log", self.access_log != settings.access_log),
+            ("leases", self.leases != settings.leases),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -429,6 +498,36 @@ fn open_log(settings: &AccessLog) -> Result<Arc<Log>, Fault> {
     let open = Log::open(settings);
     open.map(Arc::new)
         .map_err(|error| Fault::Log(settings.path.clone(), error))
+}
+
+fn start_leases(
+    leases: &Leases,
+    settings: &Settings,
+    assembly: &Assembly,
+) -> Result<Registry, Fault> {
+    let directory = directory(settings, assembly);
+    let fixed = Arc::clone(assembly.identities());
+    let (registry, news) =
+        Registry::start(leases, &settings.listen, directory, fixed).map_err(Fault::Leases)?;
+    news.iter().for_each(|news| say(format_args!("{news}")));
+    Ok(registry)
+}
+
+/// The devices that leases may be for.
+fn directory(settings: &Settings, assembly: &Assembly) -> Directory {
+    let accounts = settings.accounts.iter();
+    Directory::build(accounts.filter_map(|account| {
+        let id = assembly.account_id(&account.reference)?;
+        Some((id, account))
+    }))
+}
+
+/// Waits until leases have something to do.
+async fn work(leases: &mut Option<Registry>) -> Work {
+    match leases {
+        Some(leases) => leases.next().await,
+        None => pending().await,
+    }
 }
 
 async fn until(reload: Option<Reload>) {

@@ -37,6 +37,8 @@ pub(super) struct DeviceList<'a> {
     /// Half a hash of account and name, then the row.
     names: Vec<u64>,
     hasher: DefaultHashBuilder,
+    /// The column of the address may be empty.
+    pub(super) is_leased: bool,
 }
 
 /// Where a row was written, and the device it became.
@@ -83,6 +85,7 @@ impl<'a> DeviceList<'a> {
             claims: Vec::new(),
             names: Vec::new(),
             hasher: DefaultHashBuilder::default(),
+            is_leased: false,
         }
     }
 
@@ -113,7 +116,8 @@ impl<'a> DeviceList<'a> {
             if !line.is_empty() {
                 match plain_columns(line) {
                     Some(columns) if rest.header_seen => {
-                        self.add(Row::read(|index| Ok(columns[index])), rest.line);
+                        let row = Row::read(self.is_leased, |index| Ok(columns[index]));
+                        self.add(row, rest.line);
                     }
                     Some(HEADER) => rest.header_seen = true,
                     _ => break,
@@ -137,7 +141,7 @@ impl<'a> DeviceList<'a> {
         while let Ok(true) = reader.read_byte_record(&mut record) {
             let line = rest.line - 1 + record_line(rest.bytes, &record);
             if header_seen {
-                self.add(Row::of_record(&record), line);
+                self.add(Row::of_record(self.is_leased, &record), line);
                 continue;
             }
             header_seen = true;
@@ -173,7 +177,8 @@ impl<'a> DeviceList<'a> {
         let hash = self.hasher.hash_one((account, row.device));
         self.names
             .push(hash & !u64::from(u32::MAX) | u64::from(number));
-        self.claims.push((row.network, number));
+        self.claims
+            .extend(row.network.map(|network| (network, number)));
         self.rows.push(Written {
             account: account as u32,
             device: devices.len() as u32,
@@ -182,7 +187,7 @@ impl<'a> DeviceList<'a> {
         devices.push(Device {
             name: row.device,
             serial: row.serial,
-            networks: &[row.network],
+            networks: row.network.as_slice(),
         });
     }
 
@@ -327,7 +332,7 @@ type Fault = (&'static str, String);
 
 /// One line of the list, checked by itself.
 struct Row<'r> {
-    network: IpNet,
+    network: Option<IpNet>,
     account: &'r str,
     device: &'r str,
     serial: &'r str,
@@ -335,7 +340,7 @@ struct Row<'r> {
 
 impl<'r> Row<'r> {
     /// The row of a CSV record.
-    fn of_record(record: &'r ByteRecord) -> Result<Self, Fault> {
+    fn of_record(is_leased: bool, record: &'r ByteRecord) -> Result<Self, Fault> {
         if record.len() != HEADER.len() {
             let message = format!(
                 "has {} columns; write four: {}",
@@ -344,7 +349,7 @@ impl<'r> Row<'r> {
             );
             return Err(("", message));
         }
-        Self::read(|index| {
+        Self::read(is_leased, |index| {
             str::from_utf8(&record[index]).map_err(|_| {
                 let message = "is not UTF-8 text; save the file as UTF-8".to_owned();
                 (HEADER[index], message)
@@ -352,7 +357,10 @@ impl<'r> Row<'r> {
         })
     }
 
-    fn read(column: impl Fn(usize) -> Result<&'r str, Fault>) -> Result<Self, Fault> {
+    fn read(
+        is_leased: bool,
+        column: impl Fn(usize) -> Result<&'r str, Fault>,
+    ) -> Result<Self, Fault> {
         let stamped = |index: usize| {
             let text = column(index)?;
             match value::check_identity(text) {
@@ -360,8 +368,12 @@ impl<'r> Row<'r> {
                 Err(message) => Err((HEADER[index], message)),
             }
         };
+        let network = match column(0)? {
+            "" if is_leased => None,
+            text => Some(value::network(text).map_err(|message| (HEADER[0], message))?),
+        };
         Ok(Self {
-            network: value::network(column(0)?).map_err(|message| (HEADER[0], message))?,
+            network,
             account: column(1)?,
             device: stamped(2)?,
             serial: stamped(3)?,

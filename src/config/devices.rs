@@ -31,6 +31,8 @@ pub(super) struct Roster {
     /// The two files that devices are written in.
     config: Place,
     list: Place,
+    /// Devices may get their addresses while the gateway runs.
+    pub(super) is_leased: bool,
 }
 
 /// The accounts that a device list may name.
@@ -59,13 +61,16 @@ pub(super) fn bounded(line: u64) -> u32 {
 
 impl Roster {
     /// Empty, for devices of the configuration file `config` and of the list `list`.
-    pub(super) fn new(config: Place, list: Place) -> Self {
+    ///
+    /// `is_leased`: a device needs no address, for one may come while the gateway runs.
+    pub(super) fn new(config: Place, list: Place, is_leased: bool) -> Self {
         Self {
             claims: HashMap::new(),
             names: Vec::new(),
             listed: Vec::new(),
             config,
             list,
+            is_leased,
         }
     }
 
@@ -99,9 +104,13 @@ impl Roster {
         };
         let name = text("name", "write the device's name", report);
         let serial = text("serial", "write the device's serial number", report);
-        let networks = table
-            .required("address", "write its VPN address: [\"10.8.0.7\"]", report)
-            .and_then(|entry| self.read_networks(&entry, report));
+        let advice = "write its VPN address: [\"10.8.0.7\"]";
+        let networks = match table.entry("address") {
+            None if self.is_leased => Some(Vec::new()),
+            _ => table
+                .required("address", advice, report)
+                .and_then(|entry| self.read_networks(&entry, report)),
+        };
         let (name, place) = name?;
         let names = self.names.last_mut().expect("an account was added");
         match names.entry(name.clone().into_boxed_str()) {
@@ -129,10 +138,11 @@ impl Roster {
 
     fn read_networks(&mut self, entry: &Entry<'_>, report: &mut Report) -> Option<Vec<IpNet>> {
         let elements = entry.elements("addresses: [\"10.8.0.7\", \"192.168.7.0/24\"]", report)?;
-        if elements.is_empty() {
+        if elements.is_empty() && !self.is_leased {
             report.add(
                 &entry.place,
-                "is empty; write at least one address or prefix: [\"10.8.0.7\"]",
+                "is empty; write at least one address or prefix: [\"10.8.0.7\"], or [leases] where \
+                 it comes from",
             );
         }
         let mut networks = Vec::with_capacity(elements.len());
@@ -213,6 +223,7 @@ impl Roster {
         };
         let mut list =
             DeviceList::new(self.list.clone(), &named.file, accounts, references, report);
+        list.is_leased = self.is_leased;
         list.read(&bytes);
         drop(bytes);
         self.listed = list.check(self);

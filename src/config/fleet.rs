@@ -48,7 +48,7 @@ impl Fleet {
     }
 
     /// The device at `index`, which is less than `len`.
-    pub(super) fn device(&self, index: usize) -> Device<'_> {
+    pub fn device(&self, index: usize) -> Device<'_> {
         let end = self.ends[index];
         let begin = match index.checked_sub(1) {
             Some(before) => self.ends[before],

@@ -22,6 +22,7 @@ use super::{
     entry::{Entry, Table},
     files::Folder,
     flags::Overrides,
+    leases,
     problem::{Place, Problem, Report},
     settings::{AccessLog, ClientCertificate, Limits, Listen, LogFormat, Settings, Slot, Timeouts},
     value,
@@ -36,9 +37,10 @@ const ROOT_KEYS: &[&str] = &[
     "limits",
     "access_log",
     "upstream",
+    "leases",
     "account",
 ];
-const LISTEN_KEYS: &[&str] = &["address", "slot", "proxy_protocol_from"];
+const LISTEN_KEYS: &[&str] = &["address", "slot", "scope", "proxy_protocol_from"];
 const ACCESS_LOG_KEYS: &[&str] = &["path", "format"];
 const UPSTREAM_KEYS: &[&str] = &["allow_networks", "client_certificate", "client_key"];
 
@@ -94,6 +96,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
     let listeners = read_listen(&root, overrides, report);
     let defaults = read_defaults(&root, report);
     let access_log = read_access_log(&root, &folder, report);
+    let leases = leases::read(&root, &folder, report);
     let mut certificates = Certificates::new(&folder);
     let (allow_networks, client_certificate) = read_upstream(&root, &mut certificates, report);
     let devices = root.entry("devices");
@@ -109,7 +112,11 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
         defaults,
         client_certificate,
         certificates,
-        roster: Roster::new(root.place.clone(), list_place),
+        roster: Roster::new(
+            root.place.clone(),
+            list_place,
+            root.entry("leases").is_some(),
+        ),
         by_reference: HashMap::new(),
         unnamed: false,
     };
@@ -129,6 +136,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
         limits: defaults.limits,
         access_log,
         allow_networks,
+        leases,
         accounts,
         tuning: overrides.tuning(),
     })
@@ -163,6 +171,7 @@ fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> 
         let listen = Listen {
             address: *address,
             slot: Slot::FIRST,
+            scope: None,
             proxy_protocol_from: Vec::new(),
         };
         replaced.add(listen, Place::flag("--listen"), report);
@@ -203,6 +212,7 @@ fn read_listener(
         let listen = Listen {
             address,
             slot: Slot::FIRST,
+            scope: None,
             proxy_protocol_from: Vec::new(),
         };
         return Some((listen, element.place.clone()));
@@ -217,6 +227,9 @@ fn read_listener(
         Some(entry) => entry.parse(value::slot, report),
         None => Some(Slot::FIRST),
     };
+    let scope = table
+        .entry("scope")
+        .and_then(|entry| entry.parse(value::identity_value, report));
     let peers = table
         .entry("proxy_protocol_from")
         .map(|entry| read_networks(&entry, report))
@@ -224,6 +237,7 @@ fn read_listener(
     let listen = Listen {
         address: address?,
         slot: slot?,
+        scope: scope.map(String::into_boxed_str),
         proxy_protocol_from: peers.iter().map(|(network, _)| *network).collect(),
     };
     believed.extend(peers);
@@ -351,11 +365,15 @@ fn read_access_log(root: &Table<'_>, folder: &Folder, report: &mut Report) -> Op
     })
 }
 
-/// Where the log goes. Nothing is created here: `check` must leave no trace.
 fn access_log_path(name: &str, folder: &Folder) -> Result<PathBuf, String> {
-    if name == "-" {
-        return Ok(PathBuf::from(name));
+    match name {
+        "-" => Ok(PathBuf::from(name)),
+        name => written_file(name, folder),
     }
+}
+
+/// A file that m2u writes. Nothing is created here: `check` must leave no trace.
+pub(super) fn written_file(name: &str, folder: &Folder) -> Result<PathBuf, String> {
     let path = folder.join(&file_name(name)?);
     let shown = path.display();
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
@@ -437,7 +455,7 @@ pub(super) fn read_client_certificate(
     }
 }
 
-fn file_name(name: &str) -> Result<String, String> {
+pub(super) fn file_name(name: &str) -> Result<String, String> {
     match name {
         "" => Err("is empty; write the name of a file, or leave the line out".to_owned()),
         _ => Ok(name.to_owned()),

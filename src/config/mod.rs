@@ -3,8 +3,8 @@
 //! In reading order: [`flags`] are the command line's share, `load` turns file and flags into
 //! [`settings`], and every [`problem`] of a file is found in one pass. `document` and `entry` walk
 //! the TOML; `value` and `server_url` read single strings; `certificates`, `devices`, `device_list`
-//! and `files` read what the file names, `fleet` keeps devices small; `gateway` and `account` put it
-//! together.
+//! and `files` read what the file names, `fleet` keeps devices small; `gateway`, `account` and `leases`
+//! put it together.
 
 mod account;
 mod certificates;
@@ -16,6 +16,7 @@ mod files;
 pub mod flags;
 mod fleet;
 mod gateway;
+mod leases;
 pub mod problem;
 mod server_url;
 pub mod settings;
@@ -23,4 +24,4 @@ mod value;
 
 pub use certificates::read_key;
 pub use gateway::load;
-pub use value::identity_value;
+pub use value::{identity_value, network};

@@ -25,6 +25,8 @@ pub struct Settings {
     pub access_log: Option<AccessLog>,
     /// Networks that upstream addresses may lie in although they are refused by default.
     pub allow_networks: Vec<IpNet>,
+    /// Where leases come from beside the file; `None`: from nowhere.
+    pub leases: Option<Leases>,
     /// Accounts in the file's order.
     pub accounts: Vec<Account>,
     /// Engine tuning, from flags.
@@ -71,6 +73,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// The slot of requests that name no host.
     pub slot: Slot,
+    /// Whose leases are known here, beside those of no scope.
+    pub scope: Option<Box<str>>,
     /// Peers whose PROXY protocol header is required and believed.
     pub proxy_protocol_from: Vec<IpNet>,
 }
@@ -136,6 +140,28 @@ impl Default for Limits {
             pool_per_server: limits::POOL_PER_SERVER_DEFAULT,
         }
     }
+}
+
+/// How leases come and go while the gateway runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leases {
+    /// The Unix socket of `m2u lease`; `None`: there is no feed.
+    pub socket: Option<PathBuf>,
+    /// Who may use it beside root and the user that m2u runs as.
+    pub users: Vec<FeedUser>,
+    /// Where leases survive a restart; `None`: nowhere.
+    pub journal: Option<PathBuf>,
+    /// How old the news of a lease may be that nobody has confirmed since the start.
+    pub unconfirmed: Duration,
+}
+
+/// A user of this system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedUser {
+    /// As the file names it.
+    pub name: Box<str>,
+    /// Its number.
+    pub uid: u32,
 }
 
 /// Where and how exchanges are logged.

@@ -168,7 +168,10 @@ fn socket_address(text: &str, port: u16) -> Result<SocketAddr, String> {
 }
 
 /// An address or a prefix; an address alone is a prefix of full length, an IPv4-mapped one is IPv4.
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
+///
+/// # Errors
+/// In words, if it is neither.
+pub fn network(text: &str) -> Result<IpNet, String> {
     let address = text.parse::<IpAddr>().map(IpNet::from);
     let network = address
         .or_else(|_| text.parse::<IpNet>())

@@ -1,8 +1,10 @@
 //! Control plane: may block and allocate; never touches a device connection.
 //!
 //! [`resolver`] keeps the addresses of servers' names, which `lookup` asks for; [`trust`] keeps the
-//! TLS configurations; [`reload`] makes snapshots of both and of the settings.
+//! TLS configurations; [`reload`] makes snapshots of both and of the settings. [`lease`] has the
+//! devices' addresses that come and go.
 
+pub mod lease;
 mod lookup;
 pub mod reload;
 pub mod resolver;

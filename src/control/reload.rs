@@ -82,8 +82,8 @@ struct PoolKey {
 #[derive(Debug, Default)]
 struct Plan {
     identities: Arc<IdentityTable>,
-    domain: Box<str>,
-    allow_networks: Box<[IpNet]>,
+    domain: Arc<str>,
+    allow_networks: Arc<[IpNet]>,
     upstreams: Vec<UpstreamPlan>,
     routes: Vec<RoutePlan>,
     /// A snapshot has been made of it.
@@ -174,6 +174,16 @@ impl Assembly {
     pub fn account_ref(&self, id: AccountId) -> Option<&str> {
         let found = self.accounts.iter().find(|(_, known)| **known == id);
         found.map(|(reference, _)| reference.as_str())
+    }
+
+    /// The devices of the settings in use, by the addresses that those give them.
+    pub fn identities(&self) -> &Arc<IdentityTable> {
+        &self.plan.identities
+    }
+
+    /// The number of the account with this *ref*, if one had it since this process began.
+    pub fn account_id(&self, reference: &str) -> Option<AccountId> {
+        self.accounts.get(reference).copied()
     }
 
     /// Names that must be resolved for the settings in use.
@@ -267,7 +277,7 @@ impl Plan {
         let routes = self.routes.iter();
         let routes: RouteTable = routes.filter_map(|route| route.current.clone()).collect();
         Snapshot {
-            identities: Arc::clone(&self.identities),
+            identities: Arc::clone(&self.identities).into(),
             routes: Arc::new(routes),
             domain: self.domain.clone(),
             allow_networks: self.allow_networks.clone(),
@@ -413,7 +423,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::{self, flags::Overrides};
+    use crate::{
+        config::{self, flags::Overrides},
+        snapshot::scope::Scope,
+    };
 
     /// A folder with two authorities and a client certificate.
     fn folder() -> TempDir {
@@ -615,7 +628,11 @@ mod tests {
         resolver.pretend("one.example", &[address]);
         let after = assembly.snapshot(&resolver).expect("a new one");
         assert!(assembly.snapshot(&resolver).is_none());
-        assert!(Arc::ptr_eq(&before.identities, &after.identities));
+        let table = |snapshot: &Snapshot| {
+            let table = snapshot.identities.table(Scope::NONE);
+            Arc::clone(table.expect("the common one"))
+        };
+        assert!(Arc::ptr_eq(&table(&before), &table(&after)));
         let two = route(&before, "m2u2");
         assert!(Arc::ptr_eq(&two, &route(&after, "m2u2")));
         let (old, new) = (route(&before, "m2u"), route(&after, "m2u"));

@@ -28,7 +28,7 @@ use crate::{
         access_log::Log,
         metrics::{CoreMetrics, Totals},
     },
-    snapshot::publish::Publisher,
+    snapshot::{publish::Publisher, scope::Scope},
 };
 use admission::Admission;
 use net::listener;
@@ -257,6 +257,7 @@ fn bind_all(listen: &[Listen], cores: usize) -> Result<Bound, StartError> {
     for Listen {
         address,
         slot,
+        scope,
         proxy_protocol_from,
     } in listen
     {
@@ -266,6 +267,7 @@ fn bind_all(listen: &[Listen], cores: usize) -> Result<Bound, StartError> {
         for (core, socket) in doors.iter_mut().zip(sockets) {
             let entrance = Entrance {
                 slot: *slot,
+                scope: Scope::of(scope.as_deref(), listen),
                 proxy_protocol_from: proxy_protocol_from.clone(),
             };
             core.push((socket, entrance));

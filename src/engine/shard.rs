@@ -132,8 +132,13 @@ impl Shard {
         }
     }
 
-    /// Ends what is overdue; called every tick.
+    /// Ends what is overdue, and what waits at an address that has another device now; called every
+    /// tick.
     pub fn sweep(&self) {
+        let moved = self.snapshots.borrow().subscriber.take_moved();
+        if let Some(moved) = moved {
+            self.deadlines.close_moved(&moved);
+        }
         self.deadlines.sweep();
         self.pools.sweep();
         self.pipes.sweep();

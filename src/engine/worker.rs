@@ -261,7 +261,7 @@ mod tests {
 
     fn idle_shard(tuning: &Tuning) -> Rc<Shard> {
         let publisher = Publisher::new(Snapshot {
-            identities: Arc::new(IdentityTable::default()),
+            identities: IdentityTable::default().into(),
             routes: Arc::new(RouteTable::default()),
             domain: "".into(),
             allow_networks: [].into(),

@@ -40,6 +40,11 @@ pub struct Identity<'a> {
 }
 
 impl Identity<'_> {
+    /// Stands in the place of an account where more than one device claims an address.
+    pub const DISPUTED: AccountId = AccountId(u32::MAX);
+    /// Stands in the place of an account where a lease was not confirmed in time.
+    pub const UNCONFIRMED: AccountId = AccountId(u32::MAX - 1);
+
     /// Appends `X_Talk2M_Device: name\r\nX_Talk2M_SerialNumber: serial\r\n`.
     ///
     /// Rendered for each request: four short copies, where a million rendered ahead take 60 MB.
@@ -165,6 +170,12 @@ impl IdentityTable {
     /// The device that speaks from `address`; IPv4-mapped IPv6 counts as IPv4.
     #[inline]
     pub fn resolve(&self, address: IpAddr) -> Option<Identity<'_>> {
+        self.resolve_longest(address).map(|(_, identity)| identity)
+    }
+
+    /// Likewise, with the length of the prefix that matched.
+    #[inline]
+    pub fn resolve_longest(&self, address: IpAddr) -> Option<(u8, Identity<'_>)> {
         match address.to_canonical() {
             IpAddr::V4(address) => self.v4.resolve(address.to_bits()),
             IpAddr::V6(address) => self.v6.resolve(address.to_bits()),
@@ -177,6 +188,28 @@ impl IdentityTable {
             AnyKey::V4(key) => self.v4.find(key),
             AnyKey::V6(key) => self.v6.find(key),
         }
+    }
+
+    /// Networks that one of two tables has and the other has not, or gives to another device.
+    pub fn differences(&self, other: &Self) -> Vec<IpNet> {
+        let differs = |network: &IpNet| self.lookup(*network) != other.lookup(*network);
+        // What both have is found in the first.
+        let only_there = |network: &IpNet| self.lookup(*network).is_none();
+        let here = self.networks().filter(differs);
+        here.chain(other.networks().filter(only_there)).collect()
+    }
+
+    fn networks(&self) -> impl Iterator<Item = IpNet> {
+        let v4 = self
+            .v4
+            .keys()
+            .map(|key| (IpAddr::from(key.bits.to_be_bytes()), key.length));
+        let v6 = self
+            .v6
+            .keys()
+            .map(|key| (IpAddr::from(key.bits.to_be_bytes()), key.length));
+        v4.chain(v6)
+            .map(|(address, length)| IpNet::new_assert(address, length))
     }
 
     /// Networks in the table.
@@ -272,12 +305,10 @@ impl<A: Address> Default for Family<A> {
 
 impl<A: Address> Family<A> {
     #[inline]
-    fn resolve(&self, bits: A) -> Option<Identity<'_>> {
-        self.find(Key::new(bits, A::LENGTH_MAX)).or_else(|| {
-            self.lengths
-                .shorter_than(A::LENGTH_MAX)
-                .find_map(|length| self.find(Key::new(bits, length)))
-        })
+    fn resolve(&self, bits: A) -> Option<(u8, Identity<'_>)> {
+        let find = |length| Some((length, self.find(Key::new(bits, length))?));
+        let shorter = || self.lengths.shorter_than(A::LENGTH_MAX).find_map(find);
+        find(A::LENGTH_MAX).or_else(shorter)
     }
 
     #[inline]
@@ -285,6 +316,11 @@ impl<A: Address> Family<A> {
         let place = place(&self.hasher, key);
         let shard = number(place);
         self.bundles[shard / SHARDS_PER_BUNDLE][shard % SHARDS_PER_BUNDLE].find(place, key)
+    }
+
+    fn keys(&self) -> impl Iterator<Item = Key<A>> {
+        let shards = self.bundles.iter().flat_map(|bundle| bundle.iter());
+        shards.flat_map(|shard| shard.keys())
     }
 
     fn set(&mut self, key: Key<A>, identity: Option<Identity<'_>>) {
@@ -625,6 +661,33 @@ mod tests {
         ];
         let refused = IdentityTable::build(twice.into_iter());
         assert_eq!(refused.err(), Some(network));
+    }
+
+    #[test]
+    fn tables_differ_in_what_came_went_or_moved() {
+        let old = table(&[
+            ("10.8.0.7", "press"),
+            ("10.8.0.8", "mill"),
+            ("10.9.0.0/16", "hub"),
+            ("2001:db8::7", "six"),
+        ]);
+        let new = table(&[
+            ("10.8.0.7", "press"),
+            ("10.8.0.8", "saw"),
+            ("10.8.0.9", "mill"),
+            ("2001:db8::/64", "six"),
+        ]);
+        let mut differences = old.differences(&new);
+        differences.sort_unstable();
+        let expected = [
+            "10.8.0.8",
+            "10.8.0.9",
+            "10.9.0.0/16",
+            "2001:db8::/64",
+            "2001:db8::7",
+        ];
+        assert_eq!(differences, expected.map(net));
+        assert!(new.differences(&new.clone()).is_empty());
     }
 
     #[test]

@@ -3,11 +3,18 @@
 //! A core pays one pointer comparison to learn that nothing changed, and never waits for a writer.
 //! Nor does it clear up: what was published before is freed on the writer's side.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use arc_swap::{ArcSwap, Cache};
+use ipnet::IpNet;
 
-use super::Snapshot;
+use super::{Snapshot, moved::Moved, scope::Scope};
 
 /// The writing end, held by the control plane.
 #[derive(Debug, Clone)]
@@ -15,6 +22,15 @@ pub struct Publisher {
     current: Arc<ArcSwap<Snapshot>>,
     /// Published before, and perhaps still in use.
     retired: Arc<Mutex<Vec<Arc<Snapshot>>>>,
+    /// What each core has still to be told.
+    inboxes: Arc<Mutex<Vec<Arc<Inbox>>>>,
+}
+
+/// What changed since one core looked.
+#[derive(Debug, Default)]
+struct Inbox {
+    is_filled: AtomicBool,
+    moved: Mutex<Moved>,
 }
 
 impl Publisher {
@@ -23,6 +39,7 @@ impl Publisher {
         Self {
             current: Arc::new(ArcSwap::from_pointee(snapshot)),
             retired: Arc::default(),
+            inboxes: Arc::default(),
         }
     }
 
@@ -32,6 +49,24 @@ impl Publisher {
         let retired = self.retired.lock();
         retired.unwrap_or_else(PoisonError::into_inner).push(before);
         self.clear_up();
+    }
+
+    /// Likewise; and the cores close the idle connections of the networks in `moved`, each at its
+    /// next tick. Whoever speaks before that is judged by `snapshot`.
+    pub fn publish_moved(&self, snapshot: Snapshot, moved: &[(Scope, IpNet)]) {
+        self.publish(snapshot);
+        if moved.is_empty() {
+            return;
+        }
+        let inboxes = self.inboxes.lock();
+        for inbox in &*inboxes.unwrap_or_else(PoisonError::into_inner) {
+            let waiting = inbox.moved.lock();
+            let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+            for (scope, network) in moved {
+                waiting.add(*scope, *network);
+            }
+            inbox.is_filled.store(true, Ordering::Release);
+        }
     }
 
     /// Frees what was published before and nobody uses any more; says whether nothing is left.
@@ -52,8 +87,13 @@ impl Publisher {
 
     /// A reading end for one core.
     pub fn subscribe(&self) -> Subscriber {
+        let inbox = Arc::new(Inbox::default());
+        let inboxes = self.inboxes.lock();
+        let mut inboxes = inboxes.unwrap_or_else(PoisonError::into_inner);
+        inboxes.push(Arc::clone(&inbox));
         Subscriber {
             cache: Cache::new(Arc::clone(&self.current)),
+            inbox,
         }
     }
 }
@@ -62,12 +102,24 @@ impl Publisher {
 #[derive(Debug)]
 pub struct Subscriber {
     cache: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    inbox: Arc<Inbox>,
 }
 
 impl Subscriber {
     /// The newest snapshot; take it once per request and keep it for that exchange.
     pub fn load(&mut self) -> &Arc<Snapshot> {
         self.cache.load()
+    }
+
+    /// The networks whose device changed since this was asked last, if there are any. Never waits:
+    /// while the writer adds to them, there are none yet.
+    pub fn take_moved(&self) -> Option<Moved> {
+        if !self.inbox.is_filled.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut waiting = self.inbox.moved.try_lock().ok()?;
+        self.inbox.is_filled.store(false, Ordering::Relaxed);
+        Some(mem::take(&mut *waiting))
     }
 }
 
@@ -87,10 +139,10 @@ mod tests {
 
     fn snapshot(identities: IdentityTable) -> Snapshot {
         Snapshot {
-            identities: Arc::new(identities),
+            identities: identities.into(),
             routes: Arc::default(),
             domain: "".into(),
-            allow_networks: Box::default(),
+            allow_networks: Arc::default(),
         }
     }
 
@@ -112,9 +164,12 @@ mod tests {
         let core = |mut subscriber: Subscriber| {
             for number in 0..CHANGES {
                 turn.wait();
-                let seen = subscriber.load().identities.resolve([10, 8, 0, 7].into());
+                let seen = subscriber
+                    .load()
+                    .identities
+                    .resolve(Scope::NONE, [10, 8, 0, 7].into());
                 let name = seen.map(|identity| identity.name.to_owned());
-                assert_eq!(name, Some(number.to_string()));
+                assert_eq!(name, Ok(number.to_string()));
                 turn.wait();
             }
         };
@@ -128,7 +183,11 @@ mod tests {
                 let current = publisher.current();
                 let begun = Instant::now();
                 let name = number.to_string();
-                let changed = current.identities.with_changes([assign(&name)]);
+                let table = current
+                    .identities
+                    .table(Scope::NONE)
+                    .expect("the common one");
+                let changed = table.with_changes([assign(&name)]);
                 publisher.publish(snapshot(changed));
                 longest = longest.max(begun.elapsed());
                 turn.wait();
@@ -153,5 +212,20 @@ mod tests {
         );
         assert!(publisher.clear_up() && first.strong_count() == 0);
         drop(exchange);
+    }
+
+    #[test]
+    fn every_core_hears_once_of_what_moved() {
+        let publisher = Publisher::new(snapshot(IdentityTable::default()));
+        let cores = [publisher.subscribe(), publisher.subscribe()];
+        publisher.publish(snapshot(IdentityTable::default()));
+        assert!(cores.iter().all(|core| core.take_moved().is_none()));
+        let network = "10.8.0.7/32".parse().expect("a network");
+        publisher.publish_moved(snapshot(IdentityTable::default()), &[(Scope(1), network)]);
+        for core in &cores {
+            let moved = core.take_moved().expect("told");
+            assert!(moved.concerns(Scope(1), [10, 8, 0, 7].into()));
+            assert!(core.take_moved().is_none());
+        }
     }
 }

@@ -187,6 +187,12 @@ impl<A: Address> Shard<A> {
         Ok(())
     }
 
+    /// Its networks.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key<A>> {
+        let taken = self.slots.iter().filter(|slot| slot.length != FREE);
+        taken.map(Slot::key)
+    }
+
     /// A shard of exactly the size it needs in which `key` has `identity`, or nothing.
     pub(super) fn changed(
         &self,

@@ -70,7 +70,7 @@ pub fn snapshot(network: &str, routes: impl IntoIterator<Item = Route>) -> Snaps
         .insert(network, AccountId(0), "press-07", "1932-0069-24")
         .unwrap();
     Snapshot {
-        identities: Arc::new(identities),
+        identities: identities.into(),
         routes: Arc::new(RouteTable::from_iter(routes)),
         domain: "talk2m.com".into(),
         allow_networks: ["127.0.0.0/8".parse().unwrap()].into(),
@@ -88,6 +88,7 @@ fn start_whole(
     let core = cores[position % cores.len()].id;
     let settings = EngineSettings {
         listen: vec![Listen {
+            scope: None,
             address: "127.0.0.1:0".parse().unwrap(),
             slot: Slot::FIRST,
             proxy_protocol_from: Vec::new(),

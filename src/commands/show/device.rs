@@ -14,6 +14,7 @@ use crate::{
         Snapshot,
         identity::Identity,
         route::{Route, Stamp},
+        scope::Scope,
     },
 };
 
@@ -27,7 +28,11 @@ pub(super) struct View<'a> {
 impl View<'_> {
     /// The device at `address`; `None` if there is none.
     pub(super) fn render(&self, address: IpAddr) -> Option<String> {
-        let identity = self.snapshot.identities.resolve(address)?;
+        let identity = self
+            .snapshot
+            .identities
+            .resolve(Scope::NONE, address)
+            .ok()?;
         let account_ref = self.assembly.account_ref(identity.account)?;
         let accounts = &self.settings.accounts;
         let account = accounts.iter().find(|a| a.reference == account_ref)?;

@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::config::settings::{
-    Account, Device, Listen, LogFormat, OnFailure, Server, Settings, Timeouts, Tuning,
+    Account, Device, Leases, Listen, LogFormat, OnFailure, Server, Settings, Timeouts, Tuning,
 };
 
 /// Stands where the configuration has a password.
@@ -47,10 +47,17 @@ fn listener(listen: &Listen) -> String {
     let Listen {
         address,
         slot,
+        scope,
         proxy_protocol_from,
     } = listen;
     let peers = array(proxy_protocol_from.iter().map(network));
-    format!("{{ address = \"{address}\", slot = \"{slot}\", proxy_protocol_from = {peers} }}")
+    let scope = scope
+        .as_ref()
+        .map(|name| format!(", scope = {}", quoted(name)));
+    let scope = scope.unwrap_or_default();
+    format!(
+        "{{ address = \"{address}\", slot = \"{slot}\"{scope}, proxy_protocol_from = {peers} }}"
+    )
 }
 
 fn sections(out: &mut String, settings: &Settings) {
@@ -102,10 +109,30 @@ fn sections(out: &mut String, settings: &Settings) {
         None => out.push_str("\n# [access_log] is absent: exchanges are not logged\n"),
     }
 
+    leases(out, settings.leases.as_ref());
+
     out.push_str("\n[upstream]\n");
     let networks = array(settings.allow_networks.iter().map(network));
     line(out, "allow_networks", networks);
     out.push_str("# the gateway's own certificate stands with each server that it is shown to\n");
+}
+
+fn leases(out: &mut String, leases: Option<&Leases>) {
+    let Some(leases) = leases else {
+        out.push_str("\n# [leases] is absent: addresses are those of the devices below\n");
+        return;
+    };
+    out.push_str("\n[leases]\n");
+    if let Some(socket) = &leases.socket {
+        line(out, "socket", quoted_path(socket));
+    }
+    let users = leases.users.iter();
+    line(out, "users", array(users.map(|user| user.name.to_string())));
+    match &leases.journal {
+        Some(journal) => line(out, "journal", quoted_path(journal)),
+        None => out.push_str("# journal is not set: leases end with m2u\n"),
+    }
+    line(out, "unconfirmed", duration(leases.unconfirmed));
 }
 
 fn render_account(out: &mut String, account: &Account) {

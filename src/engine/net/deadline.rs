@@ -9,17 +9,22 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
+    net::{IpAddr, Ipv6Addr},
     os::fd::RawFd,
     rc::Rc,
     thread,
     time::{Duration, Instant},
 };
 
+use hashbrown::HashMap;
 use monoio::io::{CancelHandle, Canceller};
 use slab::Slab;
 
 use super::sys::{self, Side};
-use crate::limits;
+use crate::{
+    limits,
+    snapshot::{moved::Moved, scope::Scope},
+};
 
 /// How often a core sweeps. No deadline fires early; it fires at most three ticks late, and later
 /// only if the core itself did not run meanwhile.
@@ -46,11 +51,15 @@ pub struct Deadlines {
     /// Microseconds beyond `now_ms`.
     rest_us: Cell<u64>,
     sockets: RefCell<Slab<Entry>>,
+    /// Of the sockets whose speaker has an IPv6 address.
+    speakers_v6: RefCell<HashMap<u32, Ipv6Addr>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     fd: RawFd,
+    speaker: Speaker,
+    scope: Scope,
     waiting: Waiting,
     cut: Cut,
     read_expired: bool,
@@ -122,6 +131,7 @@ impl Deadlines {
             now_ms: Cell::new(0),
             rest_us: Cell::new(0),
             sockets: RefCell::new(Slab::new()),
+            speakers_v6: RefCell::default(),
         })
     }
 
@@ -150,6 +160,8 @@ impl Deadlines {
     pub fn watch(self: &Rc<Self>, fd: RawFd) -> Watch {
         let entry = Entry {
             fd,
+            speaker: Speaker::Nobody,
+            scope: Scope::NONE,
             waiting: Waiting::Busy,
             cut: Cut::Orderly,
             read_expired: false,
@@ -213,6 +225,26 @@ impl Deadlines {
         }
     }
 
+    /// Ends every connection that waits for a next request, of which nothing has come, at an address
+    /// that `moved` concerns.
+    pub fn close_moved(&self, moved: &Moved) {
+        let speakers_v6 = self.speakers_v6.borrow();
+        for (key, entry) in self.sockets.borrow_mut().iter_mut() {
+            if entry.waiting != Waiting::Idle {
+                continue;
+            }
+            let address: Option<IpAddr> = match entry.speaker {
+                Speaker::Nobody => None,
+                Speaker::V4(octets) => Some(octets.into()),
+                Speaker::V6 => speakers_v6.get(&(key as u32)).map(|v6| (*v6).into()),
+            };
+            let is_moved = address.is_some_and(|address| moved.concerns(entry.scope, address));
+            if is_moved && !entry.is_called_upon() {
+                sys::shutdown(entry.fd, Side::Read);
+            }
+        }
+    }
+
     /// Ends every connection that waits for a next request, of which nothing has come.
     pub fn close_idle(&self) {
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
@@ -221,6 +253,15 @@ impl Deadlines {
             }
         }
     }
+}
+
+/// The address that speaks through a socket. IPv6 ones stand in a list beside, so that a million
+/// idle connections don't each have room for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaker {
+    Nobody,
+    V4([u8; 4]),
+    V6,
 }
 
 /// One socket's deadlines. Reader and writer of the socket share it. If a fault of ours unwinds past
@@ -233,6 +274,22 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Says which address speaks through the socket, and to a listener of which scope.
+    pub fn set_speaker(&self, scope: Scope, address: IpAddr) {
+        let speaker = match address {
+            IpAddr::V4(address) => Speaker::V4(address.octets()),
+            IpAddr::V6(address) => {
+                let mut speakers = self.deadlines.speakers_v6.borrow_mut();
+                speakers.insert(self.key, address);
+                Speaker::V6
+            }
+        };
+        self.with(|entry| {
+            entry.speaker = speaker;
+            entry.scope = scope;
+        });
+    }
+
     /// From now on a receive is overdue at `due`.
     pub fn set_read(&self, due: Due) {
         self.with(|entry| entry.read_due = due);
@@ -331,10 +388,10 @@ impl Drop for Watch {
         if thread::panicking() {
             self.reset();
         }
-        self.deadlines
-            .sockets
-            .borrow_mut()
-            .remove(self.key as usize);
+        let mut sockets = self.deadlines.sockets.borrow_mut();
+        if sockets.remove(self.key as usize).speaker == Speaker::V6 {
+            self.deadlines.speakers_v6.borrow_mut().remove(&self.key);
+        }
     }
 }
 
@@ -536,5 +593,45 @@ mod tests {
         assert!(!recall(&watch));
         deadlines.sweep();
         assert!(recall(&watch));
+    }
+
+    #[test]
+    fn idle_connections_of_moved_addresses_are_closed_and_no_others() {
+        let deadlines = Deadlines::new();
+        let network = "10.8.0.0/24".parse().expect("a network");
+        let six = "2001:db8::7/128".parse().expect("a network");
+        let mut moved = Moved::default();
+        moved.add(Scope(1), network);
+        moved.add(Scope::NONE, six);
+        let case = |scope, address: &str, idle| {
+            let (near, far) = pair();
+            let watch = deadlines.watch(near.as_raw_fd());
+            watch.set_speaker(Scope(scope), address.parse().expect("an address"));
+            if idle {
+                watch.set_idle(Due::NEVER);
+            }
+            (watch, near, far)
+        };
+        let cases = [
+            case(1, "10.8.0.7", true),
+            case(2, "2001:db8::7", true),
+            case(1, "10.8.0.7", false),
+            case(2, "10.8.0.7", true),
+            case(1, "10.8.1.7", true),
+            case(1, "2001:db8::8", true),
+        ];
+        deadlines.close_moved(&moved);
+        for (number, (_, near, _)) in cases.iter().enumerate() {
+            near.set_nonblocking(true).expect("a socket");
+            let is_closed = matches!((&mut &*near).read(&mut [0; 8]), Ok(0));
+            assert_eq!(is_closed, number < 2, "case {number}");
+        }
+        drop(cases);
+        assert!(deadlines.speakers_v6.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_socket_under_watch_takes_little_room() {
+        assert!(size_of::<Entry>() <= 40, "{}", size_of::<Entry>());
     }
 }

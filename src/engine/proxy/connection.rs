@@ -27,6 +27,7 @@ use crate::{
     },
     limits,
     observe::metrics::Ending,
+    snapshot::scope::Scope,
 };
 
 /// What a listener says about the connections it accepts.
@@ -34,6 +35,8 @@ use crate::{
 pub struct Entrance {
     /// The slot of requests that name no host.
     pub slot: Slot,
+    /// Whose leases are known here, beside those that every listener knows.
+    pub scope: Scope,
     /// Peers whose PROXY protocol header is required and believed.
     pub proxy_protocol_from: Vec<IpNet>,
 }
@@ -191,7 +194,7 @@ impl Visit {
     ) -> Self {
         Self {
             shard: Rc::clone(shard),
-            device: Device::new(shard, socket, peer, entrance.slot),
+            device: Device::new(shard, socket, peer, entrance),
             standing: Standing::AtEntrance(Rc::clone(entrance)),
             search: HeadSearch::default(),
         }
@@ -244,6 +247,7 @@ impl Device {
         {
             self.read_proxy_header(shard).await?;
         }
+        self.watch.set_speaker(self.scope, self.source);
         if admitted.charge(self.source) {
             Ok(admitted)
         } else {

@@ -11,7 +11,7 @@ use std::{
 
 use monoio::net::TcpStream;
 
-use super::failure::Failure;
+use super::{connection::Entrance, failure::Failure};
 use crate::{
     config::settings::Slot,
     engine::{
@@ -24,6 +24,7 @@ use crate::{
         shard::Shard,
     },
     limits,
+    snapshot::scope::Scope,
 };
 
 /// What becomes of the device's connection.
@@ -65,6 +66,8 @@ pub struct Device {
     pub source: IpAddr,
     /// The slot of requests that name no host.
     pub slot: Slot,
+    /// Whose leases the listener knows.
+    pub scope: Scope,
     /// Whether no request has been read yet.
     pub is_fresh: bool,
     /// What the access log will say of the request under way.
@@ -77,6 +80,7 @@ pub struct Dormant {
     socket: Resting,
     source: IpAddr,
     slot: Slot,
+    scope: Scope,
     is_fresh: bool,
 }
 
@@ -96,6 +100,7 @@ impl Dormant {
             inbox: shard.buffers.take_parked(),
             source: self.source,
             slot: self.slot,
+            scope: self.scope,
             is_fresh: self.is_fresh,
             noted: Noted::default(),
         }
@@ -104,7 +109,7 @@ impl Dormant {
 
 impl Device {
     /// Takes over a connection that was accepted.
-    pub fn new(shard: &Shard, socket: TcpStream, peer: SocketAddr, slot: Slot) -> Self {
+    pub fn new(shard: &Shard, socket: TcpStream, peer: SocketAddr, entrance: &Entrance) -> Self {
         let (reader, writer, watch) = stream::split(socket, &shard.deadlines);
         Self {
             watch,
@@ -112,7 +117,8 @@ impl Device {
             writer,
             inbox: shard.buffers.take_parked(),
             source: peer.ip().to_canonical(),
-            slot,
+            slot: entrance.slot,
+            scope: entrance.scope,
             is_fresh: true,
             noted: Noted::default(),
         }
@@ -127,6 +133,7 @@ impl Device {
             socket: Resting::join(self.reader, self.writer, self.watch),
             source: self.source,
             slot: self.slot,
+            scope: self.scope,
             is_fresh: self.is_fresh,
         }
     }

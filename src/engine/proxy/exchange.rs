@@ -55,8 +55,8 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
         shard.metrics.count_failure(failure as usize);
     }
     if let Some(record) = record {
-        let sender = snapshot.identities.resolve(device.source);
-        let sender = sender.map(|identity| {
+        let sender = snapshot.identities.resolve(device.scope, device.source);
+        let sender = sender.ok().map(|identity| {
             let account = snapshot
                 .routes
                 .account_ref(identity.account)

@@ -36,6 +36,10 @@ pub enum Failure {
     MethodRefused,
     /// No device is known at the source address.
     NoLease,
+    /// More than one device claims the source address.
+    DisputedLease,
+    /// Nobody has confirmed since the gateway started whose the source address is.
+    UnconfirmedLease,
     /// The account has no server for this slot.
     NoSuchSlot,
     /// The host is none of the gateway's names.
@@ -110,9 +114,9 @@ struct Row {
 impl Failure {
     /// Every failure, in the table's order.
     #[rustfmt::skip]
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
-        Self::NoLease, Self::NoSuchSlot, Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
+        Self::NoLease, Self::DisputedLease, Self::UnconfirmedLease, Self::NoSuchSlot, Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
         Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
         Self::DeviceGone, Self::DeviceStalled, Self::Dns, Self::AddressProhibited,
         Self::Unroutable,
@@ -130,6 +134,8 @@ impl Failure {
             Self::EscapesBase => "escapes_base",
             Self::MethodRefused => "method_refused",
             Self::NoLease => "no_lease",
+            Self::DisputedLease => "disputed_lease",
+            Self::UnconfirmedLease => "unconfirmed_lease",
             Self::NoSuchSlot => "no_such_slot",
             Self::NotOurName => "not_our_name",
             Self::HeadTimeout => "head_timeout",
@@ -193,7 +199,7 @@ impl Failure {
     #[rustfmt::skip]
     fn row(self) -> Row {
         use Persist::{Close, Keep};
-        use Side::{Downstream, Upstream};
+        use Side::{Downstream, Gateway, Upstream};
         let (status, token, side, persist, sentence) = match self {
             Self::MalformedHead => (400, "http_request_error", Downstream, Close,
                 "The request's head is malformed or ambiguous; send HTTP/1.0 or HTTP/1.1 as RFC 9112 has it."),
@@ -205,6 +211,10 @@ impl Failure {
                 "This gateway takes neither CONNECT nor TRACE; send GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS."),
             Self::NoLease => (403, "http_request_denied", Downstream, Close,
                 "No device is known at this address; ask the gateway's operator to add the device."),
+            Self::DisputedLease => (403, "http_request_denied", Downstream, Close,
+                "More than one device claims this address; ask the gateway's operator which one it is."),
+            Self::UnconfirmedLease => (503, "destination_unavailable", Gateway, Close,
+                "Whose address this is has not been confirmed since the gateway started; try again later."),
             Self::NoSuchSlot => (404, "destination_not_found", Downstream, Keep,
                 "The account has no server for this name; ask its administrator to configure one."),
             Self::NotOurName => (421, "destination_not_found", Downstream, Keep,

@@ -26,6 +26,7 @@ use crate::{
     snapshot::{
         Snapshot,
         route::{AccountId, Route},
+        scope::{Scope, Unknown},
     },
 };
 
@@ -124,6 +125,7 @@ pub fn prepare<'s>(
     device.noted.clear();
     let sender = Sender {
         source: device.source,
+        scope: device.scope,
         slot: device.slot,
         fields_max: shard.limits.fields,
         noted: shard.is_logging().then_some(&mut device.noted),
@@ -144,6 +146,8 @@ pub fn prepare<'s>(
 pub struct Sender<'n> {
     /// The address that speaks.
     pub source: IpAddr,
+    /// Whose leases the listener knows.
+    pub scope: Scope,
     /// The slot of requests that name no host.
     pub slot: Slot,
     /// Fields of a head at most.
@@ -191,8 +195,8 @@ pub fn decide<'s>(
     if path == b"*" && request.method != Method::Options {
         return Err(malformed());
     }
-    let identity = snapshot.identities.resolve(sender.source);
-    let identity = identity.ok_or_else(|| refuse(Failure::NoLease))?;
+    let identity = snapshot.identities.resolve(sender.scope, sender.source);
+    let identity = identity.map_err(|unknown| refuse(unknown.into()))?;
 
     // A refusal keeps the connection only if nothing of its request is still to come.
     let complete = request.body == Body::Absent || request.body == Body::Length(0);
@@ -287,6 +291,16 @@ fn route<'s>(
         .resolve(account, slot)
         .ok_or(Failure::NoSuchSlot)?;
     Ok(route)
+}
+
+impl From<Unknown> for Failure {
+    fn from(unknown: Unknown) -> Self {
+        match unknown {
+            Unknown::NoLease => Self::NoLease,
+            Unknown::Disputed => Self::DisputedLease,
+            Unknown::Unconfirmed => Self::UnconfirmedLease,
+        }
+    }
 }
 
 impl From<BodyError> for Failure {

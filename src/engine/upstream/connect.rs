@@ -151,7 +151,7 @@ pub fn is_permitted(address: IpAddr, snapshot: &Snapshot) -> bool {
     let address = address.to_canonical();
     let allowed = |network: &IpNet| network.contains(&address);
     snapshot.allow_networks.iter().any(allowed)
-        || (is_public(address) && snapshot.identities.resolve(address).is_none())
+        || (is_public(address) && !snapshot.identities.has(address))
 }
 
 /// Whether the Internet at large routes `address` (IANA's special-purpose registries).
@@ -215,7 +215,7 @@ mod tests {
                 .expect("free");
         }
         Snapshot {
-            identities: Arc::new(identities),
+            identities: identities.into(),
             routes: Arc::new(RouteTable::default()),
             domain: "".into(),
             allow_networks: allowed

@@ -21,6 +21,7 @@ use m2u::{
         },
     },
     limits,
+    snapshot::scope::Scope,
 };
 
 use crate::{
@@ -64,6 +65,7 @@ pub fn check(input: &[u8]) -> bool {
     };
     let party = Party::choose(choice >> 3 & 8 | 3);
     let sender = Sender {
+        scope: Scope::NONE,
         source: party.source,
         slot: party.slot,
         fields_max: FIELDS_MAX,

@@ -9,13 +9,16 @@
 
 use std::net::IpAddr;
 
-use m2u::engine::{
-    http1::head::Persist,
-    proxy::{
-        connection::{Found, HeadSearch},
-        plan::{self, Plan, Sender},
-        relay::{self, Intake, RESERVE},
+use m2u::{
+    engine::{
+        http1::head::Persist,
+        proxy::{
+            connection::{Found, HeadSearch},
+            plan::{self, Plan, Sender},
+            relay::{self, Intake, RESERVE},
+        },
     },
+    snapshot::scope::Scope,
 };
 
 use crate::{
@@ -87,6 +90,7 @@ fn one_request(
     pieces: &mut Pieces<'_>,
 ) -> Outcome {
     let sender = Sender {
+        scope: Scope::NONE,
         source: party.source,
         slot: party.slot,
         fields_max: FIELDS_MAX,

@@ -139,7 +139,7 @@ pub fn snapshot() -> &'static Snapshot {
         let variants = 0..VARIANTS;
         let routes = variants.flat_map(|variant| [route(variant, 1), route(variant, 2)]);
         Snapshot {
-            identities: Arc::new(identities),
+            identities: identities.into(),
             routes: Arc::new(RouteTable::from_iter(routes)),
             domain: "talk2m.com".into(),
             allow_networks: [].into(),

@@ -1,0 +1,355 @@
+//! The feed's socket: who may speak, lines in, replies out.
+//!
+//! Collects the lines that have come into batches, which take effect together. Knows what a line
+//! is, not what it does: batches go to the registry, and come back with the replies.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memchr::memchr_iter;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::protocol::{self, Op, Reply, Request};
+use crate::limits;
+
+/// Bytes that one receive takes at most.
+const RECEIVE_BYTES: usize = 65_536;
+
+/// What one connection asks for, in order.
+#[derive(Debug)]
+pub struct Batch {
+    /// At least one.
+    pub jobs: Vec<Job>,
+    /// Where the replies go.
+    pub reply: oneshot::Sender<Outcome>,
+}
+
+/// One request, whole.
+#[derive(Debug)]
+pub enum Job {
+    /// A request of one line.
+    Single(Request),
+    /// A set that takes effect at once, and the request that ends it.
+    Sync {
+        /// How it began.
+        head: Request,
+        /// What the source has.
+        lines: Vec<Request>,
+        /// The id of the line that ended it.
+        id: Option<u64>,
+    },
+    /// A line that is no request; its reply is there already.
+    Refused(Reply),
+}
+
+/// What comes back.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Lines to send.
+    pub text: Vec<u8>,
+    /// Lines to send from now on, if the connection watches.
+    pub events: Option<mpsc::Receiver<Arc<[u8]>>>,
+}
+
+/// A listening socket; its file goes when this is dropped.
+#[derive(Debug)]
+pub struct Feed {
+    path: PathBuf,
+    accepting: JoinHandle<()>,
+    batches: mpsc::Receiver<Batch>,
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        // Whoever removed it before has done what this is for.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Feed {
+    /// Listens at `path`, for root, for the user that this process runs as, and for `users`.
+    ///
+    /// The socket can be reached by everybody, so that whoever may not use it is told so.
+    ///
+    /// # Errors
+    /// The socket cannot be made; one that another process listens on is left alone.
+    pub fn listen(path: &Path, users: Vec<u32>) -> io::Result<Self> {
+        remove_abandoned(path)?;
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        let (sender, batches) = mpsc::channel(limits::FEED_CONNECTIONS_MAX);
+        let accepting = tokio::spawn(accept(listener, users, sender));
+        Ok(Self {
+            path: path.to_owned(),
+            accepting,
+            batches,
+        })
+    }
+
+    /// Waits for a batch. May be dropped; none is lost.
+    pub async fn next(&mut self) -> Batch {
+        match self.batches.recv().await {
+            Some(batch) => batch,
+            // Accepting ends with this alone.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A batch that has come, if there is one.
+    pub fn try_next(&mut self) -> Option<Batch> {
+        self.batches.try_recv().ok()
+    }
+}
+
+/// Removes a socket that nobody listens on, as a crash leaves it.
+fn remove_abandoned(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is a file of this name that is no socket; choose another",
+            ));
+        }
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process listens there; end it, or choose another name",
+        )),
+        Err(_) => fs::remove_file(path),
+    }
+}
+
+async fn accept(listener: UnixListener, users: Vec<u32>, batches: mpsc::Sender<Batch>) {
+    let room = Arc::new(Semaphore::new(limits::FEED_CONNECTIONS_MAX));
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            // Descriptors have run out: others need time to give some back.
+            tokio::time::sleep(limits::ACCEPT_PAUSE_CEILING).await;
+            continue;
+        };
+        let is_allowed = stream
+            .peer_cred()
+            .is_ok_and(|peer| users.contains(&peer.uid()));
+        let refused = match (is_allowed, Arc::clone(&room).try_acquire_owned()) {
+            (true, Ok(permit)) => {
+                tokio::spawn(serve(stream, batches.clone(), permit));
+                continue;
+            }
+            (true, Err(_)) => Reply::refused(None, "busy", "too many feeds are connected"),
+            (false, _) => Reply::refused(
+                None,
+                "denied",
+                "this user may not change leases; add it to leases.users",
+            ),
+        };
+        // A few bytes fit into the socket, whether they are read or not.
+        let _ = stream.try_write(&line(&refused));
+        let _ = stream.shutdown().await;
+    }
+}
+
+async fn serve(stream: UnixStream, batches: mpsc::Sender<Batch>, _permit: OwnedSemaphorePermit) {
+    let (reader, writer) = stream.into_split();
+    let mut connection = Connection {
+        reader,
+        writer,
+        batches,
+        received: Vec::new(),
+        set: None,
+    };
+    // Whoever is gone needs no answer.
+    let _ = connection.run().await;
+}
+
+/// A set that is being received.
+#[derive(Debug)]
+struct Set {
+    head: Request,
+    lines: Vec<Request>,
+    /// What was wrong with the first line that was refused.
+    fault: Option<Reply>,
+}
+
+/// One connection to the feed.
+struct Connection {
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
+    batches: mpsc::Sender<Batch>,
+    received: Vec<u8>,
+    set: Option<Set>,
+}
+
+impl Connection {
+    async fn run(&mut self) -> io::Result<()> {
+        loop {
+            let (jobs, is_over) = self.take_jobs();
+            if !jobs.is_empty() {
+                let Some(outcome) = self.ask(jobs).await else {
+                    return Ok(());
+                };
+                self.writer.write_all(&outcome.text).await?;
+                if let Some(events) = outcome.events {
+                    return self.watch(events).await;
+                }
+                if !is_over {
+                    continue;
+                }
+            }
+            if is_over {
+                return Ok(());
+            }
+            self.received.reserve(RECEIVE_BYTES);
+            if self.reader.read_buf(&mut self.received).await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Has `jobs` done; `None` once the gateway is ending.
+    async fn ask(&self, jobs: Vec<Job>) -> Option<Outcome> {
+        let (reply, outcome) = oneshot::channel();
+        self.batches.send(Batch { jobs, reply }).await.ok()?;
+        outcome.await.ok()
+    }
+
+    /// The requests that have come whole, up to a bound; and whether no more can be read behind
+    /// them.
+    fn take_jobs(&mut self) -> (Vec<Job>, bool) {
+        let received = std::mem::take(&mut self.received);
+        let mut jobs = Vec::new();
+        let mut begin = 0;
+        for end in memchr_iter(b'\n', &received) {
+            if jobs.len() == limits::FEED_BATCH_MAX {
+                break;
+            }
+            let line = received[begin..end].trim_ascii();
+            begin = end + 1;
+            if line.len() > limits::FEED_LINE_BYTES_MAX {
+                jobs.push(too_long());
+                return (jobs, true);
+            }
+            if !line.is_empty() {
+                jobs.extend(self.take_line(line));
+            }
+        }
+        let rest = &received[begin..];
+        let is_full = jobs.len() == limits::FEED_BATCH_MAX;
+        if !is_full && rest.len() > limits::FEED_LINE_BYTES_MAX {
+            jobs.push(too_long());
+            return (jobs, true);
+        }
+        self.received = received;
+        self.received.drain(..begin);
+        (jobs, false)
+    }
+
+    /// Takes one line in; answers a job if it makes one whole.
+    fn take_line(&mut self, line: &[u8]) -> Option<Job> {
+        let request = match protocol::parse(line) {
+            Ok(request) => request,
+            Err(reason) => return self.refuse(Reply::refused(None, "malformed", reason)),
+        };
+        let id = request.id;
+        let out_of_order = |reason: &str| Reply::refused(id, "out_of_order", reason);
+        match (request.op, &mut self.set) {
+            (Some(Op::Sync), None) => {
+                self.set = Some(Set {
+                    head: request,
+                    lines: Vec::new(),
+                    fault: None,
+                });
+                None
+            }
+            (Some(Op::Commit), Some(_)) => {
+                let Set { head, lines, fault } = self.set.take()?;
+                Some(match fault {
+                    Some(mut reply) => {
+                        reply.id = id;
+                        Job::Refused(reply)
+                    }
+                    None => Job::Sync { head, lines, id },
+                })
+            }
+            (Some(Op::Commit), None) => self.refuse(out_of_order("there is no sync to commit")),
+            (None, None) => self.refuse(out_of_order("has no op, and no sync has begun")),
+            (None, Some(set)) if set.lines.len() >= limits::LEASES_MAX => {
+                self.refuse(Reply::refused(id, "full", "the set is too large"))
+            }
+            (None, Some(set)) => {
+                if set.fault.is_none() {
+                    set.lines.push(request);
+                }
+                None
+            }
+            (Some(_), Some(_)) => {
+                self.refuse(out_of_order("stands within a sync; commit that first"))
+            }
+            (Some(_), None) => Some(Job::Single(request)),
+        }
+    }
+
+    /// Refuses a line; within a set, all of it: its one reply comes when it ends.
+    fn refuse(&mut self, mut reply: Reply) -> Option<Job> {
+        let Some(set) = &mut self.set else {
+            return Some(Job::Refused(reply));
+        };
+        if set.fault.is_none() {
+            if let Some(reason) = &mut reply.reason {
+                *reason = format!("line {} of the set {reason}", set.lines.len() + 1);
+            }
+            set.fault = Some(reply);
+            set.lines = Vec::new();
+        }
+        None
+    }
+
+    /// Sends events until either side goes.
+    async fn watch(&mut self, mut events: mpsc::Receiver<Arc<[u8]>>) -> io::Result<()> {
+        let mut ignored = [0; 512];
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(lines) => self.writer.write_all(&lines).await?,
+                    None => {
+                        let lost = "changes came faster than they were read; watch again";
+                        let lost = Reply::refused(None, "lost", lost);
+                        return self.writer.write_all(&line(&lost)).await;
+                    }
+                },
+                received = self.reader.read(&mut ignored) => if received? == 0 {
+                    return Ok(());
+                },
+            }
+        }
+    }
+}
+
+fn too_long() -> Job {
+    let reason = format!("a line has {} bytes at most", limits::FEED_LINE_BYTES_MAX);
+    Job::Refused(Reply::refused(None, "too_long", reason))
+}
+
+/// A reply as it is sent.
+pub fn line(reply: &Reply) -> Vec<u8> {
+    // It has no map whose keys could be no text.
+    let mut text = serde_json::to_vec(reply).unwrap_or_default();
+    text.push(b'\n');
+    text
+}

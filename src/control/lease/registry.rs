@@ -1,0 +1,590 @@
+//! Live identity put together: sources' words go to the table, and what follows to whoever listens.
+//!
+//! The order is what the promise rests on: table, journal, publication, reply. A reply that says
+//! "done" is sent when every core sees the change.
+
+use std::{
+    borrow::Cow,
+    fmt, io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ipnet::IpNet;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    directory::Directory,
+    feed::{self, Batch, Feed, Job, Outcome},
+    journal::{Journal, Memory, Record},
+    protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
+    table::{Commit, LeaseTable, Offer, Place, Refused, SourceId, UnixMs},
+};
+use crate::{
+    config::settings::{Leases, Listen},
+    limits,
+    snapshot::{
+        identity::IdentityTable,
+        scope::{Identities, Scope},
+    },
+};
+
+/// Everything about leases that lives while the gateway runs.
+#[derive(Debug)]
+pub struct Registry {
+    table: LeaseTable,
+    /// Names of scope 1, 2 …
+    scopes: Vec<Box<str>>,
+    feed: Option<Feed>,
+    journal: Option<Journal>,
+    /// Where each watching connection gets its events.
+    watchers: Vec<mpsc::Sender<Arc<[u8]>>>,
+    unconfirmed: Duration,
+    alive: Instant,
+    counts: Counts,
+}
+
+/// What has been counted since the start.
+#[derive(Debug, Default)]
+struct Counts {
+    changes: u64,
+    refused: u64,
+}
+
+/// What there is to do.
+#[derive(Debug)]
+pub enum Work {
+    /// Requests of feeds.
+    Feed(Batch),
+    /// Time has passed.
+    Time,
+}
+
+/// Why leases cannot live.
+#[derive(Debug)]
+pub enum RegistryError {
+    /// The feed's socket cannot be made.
+    Socket(PathBuf, io::Error),
+    /// The journal cannot be read or written.
+    Journal(PathBuf, io::Error),
+}
+
+impl fmt::Display for RegistryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path, error) => write!(
+                f,
+                "the feed's socket {} can't be made: {error}; look at leases.socket",
+                path.display()
+            ),
+            Self::Journal(path, error) => write!(
+                f,
+                "the journal of leases {} can't be used: {error}; look at leases.journal",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for RegistryError {}
+
+/// A request that is not done, and why.
+type Fault = (&'static str, String);
+
+impl Registry {
+    /// Remembers what the journal has and listens to feeds. Answers what there is to tell.
+    ///
+    /// # Errors
+    /// [`RegistryError`]
+    pub fn start(
+        settings: &Leases,
+        listen: &[Listen],
+        directory: Directory,
+        fixed: Arc<IdentityTable>,
+    ) -> Result<(Self, Vec<String>), RegistryError> {
+        let scopes: Vec<Box<str>> = Scope::names(listen).into_iter().map(Box::from).collect();
+        let mut registry = Self {
+            table: LeaseTable::new(scopes.len()),
+            scopes,
+            feed: None,
+            journal: None,
+            watchers: Vec::new(),
+            unconfirmed: settings.unconfirmed,
+            alive: Instant::now(),
+            counts: Counts::default(),
+        };
+        registry.table.advance(now());
+        registry.table.adopt(directory, fixed);
+        let mut news = Vec::new();
+        if let Some(path) = &settings.journal {
+            let (journal, memory) =
+                Journal::open(path).map_err(|error| RegistryError::Journal(path.clone(), error))?;
+            registry.journal = Some(journal);
+            registry.remember(memory, &mut news);
+        }
+        // What was remembered is in the journal already.
+        drop(registry.table.commit());
+        if let Some(path) = &settings.socket {
+            let own = nix::unistd::geteuid().as_raw();
+            let mut users = vec![0, own];
+            users.extend(settings.users.iter().map(|user| user.uid));
+            let feed = Feed::listen(path, users);
+            let feed = feed.map_err(|error| RegistryError::Socket(path.clone(), error))?;
+            registry.feed = Some(feed);
+        }
+        Ok((registry, news))
+    }
+
+    /// Whose addresses are whose now.
+    pub fn identities(&self) -> Identities {
+        self.table.identities()
+    }
+
+    /// Puts the configuration's devices and addresses in the place of those before; answers what
+    /// there is to tell. The identities are new then.
+    pub fn adopt(&mut self, directory: Directory, fixed: Arc<IdentityTable>) -> Vec<String> {
+        self.table.advance(now());
+        let ended = self.table.adopt(directory, fixed);
+        if let Some(commit) = self.table.commit() {
+            self.record(&commit);
+            self.tell_watchers(&commit);
+        }
+        match ended.len() {
+            0 => Vec::new(),
+            count => vec![format!(
+                "{count} leases end: the configuration no longer has their devices, such as {}",
+                ended[0]
+            )],
+        }
+    }
+
+    /// Waits until there is something to do. May be dropped; nothing is lost.
+    pub async fn next(&mut self) -> Work {
+        let timer = self.table.next_timer().map(|at| instant_of(at, now()));
+        let at = timer.map_or(self.alive, |timer| timer.min(self.alive));
+        let feed = self.feed.as_mut();
+        tokio::select! {
+            batch = async {
+                match feed {
+                    Some(feed) => feed.next().await,
+                    None => std::future::pending().await,
+                }
+            } => Work::Feed(batch),
+            () = sleep_until(at) => Work::Time,
+        }
+    }
+
+    /// Does what there is to do. `publish` hears of new identities before anybody has a reply.
+    pub fn apply(&mut self, work: Work, publish: impl FnOnce(Identities, &[(Scope, IpNet)])) {
+        self.table.advance(now());
+        let mut done = Vec::new();
+        match work {
+            Work::Feed(batch) => {
+                self.take(batch, &mut done);
+                // Whatever else has come shares the publication.
+                while let Some(batch) = self.feed.as_mut().and_then(Feed::try_next) {
+                    self.take(batch, &mut done);
+                    if done.len() >= limits::FEED_CONNECTIONS_MAX {
+                        break;
+                    }
+                }
+            }
+            Work::Time => self.note_alive(),
+        }
+        if let Some(commit) = self.table.commit() {
+            self.counts.changes += commit.touched.len() as u64;
+            self.record(&commit);
+            if !commit.moved.is_empty() {
+                publish(commit.identities.clone(), &commit.moved);
+            }
+            self.tell_watchers(&commit);
+        }
+        let revision = self.table.revision();
+        for (batch, answers) in done {
+            self.answer(batch, answers, revision);
+        }
+    }
+
+    /// What has been counted, as words of the line that SIGUSR1 asks for.
+    pub fn counts(&self) -> String {
+        format!(
+            "leases={} lease_changes={} lease_refused={}",
+            self.table.len(),
+            self.counts.changes,
+            self.counts.refused
+        )
+    }
+
+    /// Takes a batch's changes in, and notes what will be answered.
+    fn take(&mut self, batch: Batch, done: &mut Vec<(Batch, Vec<Answer>)>) {
+        let answers = batch.jobs.iter().map(|job| self.perform(job)).collect();
+        done.push((batch, answers));
+    }
+
+    fn perform(&mut self, job: &Job) -> Answer {
+        let (id, outcome) = match job {
+            Job::Refused(reply) => {
+                self.counts.refused += 1;
+                return Answer::Is(reply.clone());
+            }
+            Job::Single(request) => match request.op {
+                Some(Op::Add) => (request.id, self.add(request).map(|()| None)),
+                Some(Op::Release) => (request.id, self.release(request).map(|()| None)),
+                Some(Op::List) => return Answer::List,
+                Some(Op::Watch) => return Answer::Watch,
+                _ => return Answer::Is(Reply::refused(request.id, "malformed", "has no op")),
+            },
+            Job::Sync { head, lines, id } => (*id, self.sync(head, lines).map(Some)),
+        };
+        match outcome {
+            Ok(count) => Answer::Done { id, count },
+            Err((error, reason)) => {
+                self.counts.refused += 1;
+                Answer::Is(Reply::refused(id, error, reason))
+            }
+        }
+    }
+
+    fn add(&mut self, request: &Request) -> Result<(), Fault> {
+        let source = source(request)?;
+        let offer = self.offer(request)?;
+        let added = self.table.add(source, request.epoch, &offer);
+        added.map_err(refused)
+    }
+
+    fn release(&mut self, request: &Request) -> Result<(), Fault> {
+        let source = source(request)?;
+        let place = self.place(request)?;
+        let session = match request.any_session {
+            true => None,
+            false => Some(request.session.as_deref().unwrap_or_default()),
+        };
+        let released = self.table.release(source, request.epoch, place, session);
+        released.map_err(refused)
+    }
+
+    fn sync(&mut self, head: &Request, lines: &[Request]) -> Result<usize, Fault> {
+        let source = source(head)?;
+        let at = |position: usize, (error, reason): Fault| {
+            (error, format!("line {} of the set: {reason}", position + 1))
+        };
+        let mut offers = Vec::with_capacity(lines.len());
+        for (position, line) in lines.iter().enumerate() {
+            offers.push(self.offer(line).map_err(|fault| at(position, fault))?);
+        }
+        let synced = self.table.sync(source, head.epoch, &offers);
+        synced.map_err(|(position, error)| match lines.is_empty() {
+            true => refused(error),
+            false => at(position, refused(error)),
+        })?;
+        Ok(offers.len())
+    }
+
+    fn place(&self, request: &Request) -> Result<Place, Fault> {
+        let address = request.address.as_deref();
+        let address = address.ok_or_else(|| malformed("has no address"))?;
+        let network = crate::config::network(address).map_err(malformed)?;
+        Ok(Place {
+            scope: self.scope(request.scope.as_deref())?,
+            network,
+        })
+    }
+
+    fn scope(&self, name: Option<&str>) -> Result<Scope, Fault> {
+        let Some(name) = name else {
+            return Ok(Scope::NONE);
+        };
+        let position = self.scopes.iter().position(|known| **known == *name);
+        let position = position.ok_or_else(|| {
+            let reason = format!("no listener has the scope {name:?}");
+            ("unknown_scope", reason)
+        })?;
+        Ok(Scope(position as u16 + 1))
+    }
+
+    fn offer<'r>(&self, request: &'r Request) -> Result<Offer<'r>, Fault> {
+        let place = self.place(request)?;
+        let (account, device) = match (&request.account, &request.device) {
+            (Some(account), Some(device)) => (account, device),
+            _ => return Err(malformed("has no account, or no device")),
+        };
+        let session = request.session.as_deref().unwrap_or_default();
+        if !session.is_empty() {
+            protocol::check_word("session", session).map_err(malformed)?;
+        }
+        let expires = request
+            .expires_in
+            .map(|seconds| now() + u64::from(seconds) * 1_000);
+        Ok(Offer {
+            place,
+            account,
+            device,
+            session,
+            expires,
+            replace: request.replace,
+        })
+    }
+
+    fn answer(&mut self, batch: Batch, answers: Vec<Answer>, revision: u64) {
+        let mut text = Vec::new();
+        let mut events = None;
+        for (job, answer) in batch.jobs.iter().zip(answers) {
+            let reply = match (answer, job) {
+                (Answer::Is(reply), _) => reply,
+                (Answer::Done { id, count }, _) => Reply {
+                    count,
+                    ..Reply::done(id, revision)
+                },
+                (Answer::List, Job::Single(request)) => self.list(request, &mut text),
+                (Answer::Watch, Job::Single(request)) => {
+                    let (sender, receiver) = mpsc::channel(limits::WATCH_BATCHES_MAX);
+                    self.watchers.push(sender);
+                    events = Some(receiver);
+                    Reply::done(request.id, revision)
+                }
+                _ => continue,
+            };
+            text.extend(feed::line(&reply));
+            if events.is_some() {
+                break;
+            }
+        }
+        // Whoever is gone needs no answer.
+        let _ = batch.reply.send(Outcome { text, events });
+    }
+
+    /// Writes the leases that a request asks for; answers what follows them.
+    fn list(&self, request: &Request, text: &mut Vec<u8>) -> Reply {
+        let wanted = request.address.as_deref().map(crate::config::network);
+        let wanted: Option<IpNet> = match wanted.transpose() {
+            Ok(wanted) => wanted,
+            Err(reason) => return Reply::refused(request.id, "malformed", reason),
+        };
+        let mut found: Vec<_> = self
+            .table
+            .leases()
+            .filter(|lease| {
+                let network = lease.place.network;
+                let is_there = wanted
+                    .is_none_or(|wanted| wanted.contains(&network) || network.contains(&wanted));
+                let source = request.source.as_deref();
+                is_there && source.is_none_or(|source| source == lease.source)
+            })
+            .collect();
+        found.sort_unstable_by_key(|lease| lease.place);
+        for lease in &found {
+            let lease = self.shown(lease);
+            // No map in it has keys that could be no text.
+            let _ = serde_json::to_writer(&mut *text, &Listed { lease });
+            text.push(b'\n');
+        }
+        Reply {
+            count: Some(found.len()),
+            ..Reply::done(request.id, self.table.revision())
+        }
+    }
+
+    fn shown<'t>(&'t self, lease: &super::table::Lease<'t>) -> Shown<'t> {
+        Shown::new(lease, self.scope_name(lease.place.scope), now())
+    }
+
+    fn scope_name(&self, scope: Scope) -> Option<&str> {
+        let position = usize::from(scope.0).checked_sub(1)?;
+        self.scopes.get(position).map(|name| &**name)
+    }
+
+    /// Writes to the journal what came of changes. One that can't be written is given up: a memory
+    /// with gaps is worse than none.
+    fn record(&mut self, commit: &Commit) {
+        let Some(mut journal) = self.journal.take() else {
+            return;
+        };
+        match self.write(&mut journal, commit) {
+            Ok(()) => self.journal = Some(journal),
+            Err(error) => journal.give_up(&error),
+        }
+    }
+
+    fn write(&self, journal: &mut Journal, commit: &Commit) -> io::Result<()> {
+        if journal.is_long() {
+            return self.rewrite(journal);
+        }
+        let mut epochs: Vec<SourceId> = Vec::new();
+        for (place, source) in &commit.touched {
+            let (name, epoch) = self.table.source_of(*source);
+            if epoch > 0 && !epochs.contains(source) {
+                epochs.push(*source);
+                let source = name.to_owned();
+                journal.add(&Record::Epoch { source, epoch })?;
+            }
+            match self.table.lease(*place, *source) {
+                Some(lease) => journal.add(&Record::Lease(self.shown(&lease)))?,
+                None => journal.add(&Record::End {
+                    address: protocol::written(place.network),
+                    scope: self.scope_name(place.scope).map(str::to_owned),
+                    source: name.to_owned(),
+                })?,
+            }
+        }
+        journal.flush()
+    }
+
+    fn rewrite(&self, journal: &mut Journal) -> io::Result<()> {
+        let line = |record: Record<'_>| Ok(serde_json::to_string(&record)?);
+        let sources = self.table.sources().filter(|(_, epoch)| *epoch > 0);
+        let epochs = sources.map(|(source, epoch)| Record::Epoch {
+            source: source.to_owned(),
+            epoch,
+        });
+        let alive = Record::Alive {
+            at_ms: now(),
+            revision: self.table.revision(),
+        };
+        let leases = self.table.leases();
+        let leases = leases.map(|lease| line(Record::Lease(self.shown(&lease))));
+        journal.rewrite(epochs.chain([alive]).map(line).chain(leases))
+    }
+
+    fn note_alive(&mut self) {
+        if Instant::now() < self.alive {
+            return;
+        }
+        self.alive = Instant::now() + limits::JOURNAL_ALIVE;
+        self.watchers.retain(|watcher| !watcher.is_closed());
+        let Some(journal) = &mut self.journal else {
+            return;
+        };
+        let alive = Record::Alive {
+            at_ms: now(),
+            revision: self.table.revision(),
+        };
+        if let Err(error) = journal.add(&alive).and_then(|()| journal.flush())
+            && let Some(journal) = self.journal.take()
+        {
+            journal.give_up(&error);
+        }
+    }
+
+    /// Takes in what was remembered; tells what came of it.
+    fn remember(&mut self, memory: Memory, news: &mut Vec<String>) {
+        self.table.resume(memory.revision);
+        for (source, epoch) in &memory.epochs {
+            self.table.restore_epoch(source, *epoch);
+        }
+        let until = memory.alive_ms + self.unconfirmed.as_millis() as UnixMs;
+        let (mut restored, mut dropped) = (0_usize, memory.unread);
+        for line in memory.leases.values() {
+            match self.restore(line, until) {
+                Ok(()) => restored += 1,
+                Err(_) => dropped += 1,
+            }
+        }
+        if restored > 0 {
+            let left = until.saturating_sub(now()) / 1_000;
+            news.push(format!(
+                "{restored} leases are remembered, for {left} s unless they are confirmed"
+            ));
+        }
+        if dropped > 0 {
+            news.push(format!(
+                "{dropped} lines of the journal are over, unknown, or were cut short"
+            ));
+        }
+    }
+
+    fn restore(&mut self, line: &str, until: UnixMs) -> Result<(), Fault> {
+        let record = serde_json::from_str(line).map_err(|error| malformed(error.to_string()))?;
+        let Record::Lease(lease) = record else {
+            return Err(malformed("is no lease"));
+        };
+        let network = crate::config::network(&lease.address).map_err(malformed)?;
+        let offer = Offer {
+            place: Place {
+                scope: self.scope(lease.scope.as_deref())?,
+                network,
+            },
+            account: &lease.account,
+            device: &lease.device,
+            session: lease.session.as_deref().unwrap_or_default(),
+            expires: lease.expires_ms,
+            replace: false,
+        };
+        let restored = self
+            .table
+            .restore(&lease.source, lease.epoch, &offer, until);
+        restored.map_err(refused)
+    }
+
+    fn tell_watchers(&mut self, commit: &Commit) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        let mut text = Vec::new();
+        for (place, source) in &commit.touched {
+            let (event, lease) = match self.table.lease(*place, *source) {
+                Some(lease) => (Happening::Leased, Changed::Whole(self.shown(&lease))),
+                None => {
+                    let ended = Changed::Place {
+                        address: protocol::written(place.network),
+                        scope: self.scope_name(place.scope).map(str::to_owned),
+                        source: self.table.source_of(*source).0.to_owned(),
+                    };
+                    (Happening::Ended, ended)
+                }
+            };
+            let event = Event {
+                event,
+                revision: commit.revision,
+                lease,
+            };
+            // No map in it has keys that could be no text.
+            let _ = serde_json::to_writer(&mut text, &event);
+            text.push(b'\n');
+        }
+        let text: Arc<[u8]> = text.into();
+        self.watchers
+            .retain(|watcher| watcher.try_send(Arc::clone(&text)).is_ok());
+    }
+}
+
+/// What a request will be answered, once its change is published.
+#[derive(Debug)]
+enum Answer {
+    Is(Reply),
+    Done {
+        id: Option<u64>,
+        count: Option<usize>,
+    },
+    List,
+    Watch,
+}
+
+fn source(request: &Request) -> Result<&str, Fault> {
+    let source = request.source.as_deref();
+    let source = source.ok_or_else(|| malformed("has no source"))?;
+    protocol::check_word("source", source).map_err(malformed)?;
+    Ok(source)
+}
+
+fn malformed(reason: impl Into<Cow<'static, str>>) -> Fault {
+    ("malformed", reason.into().into_owned())
+}
+
+fn refused(refused: Refused) -> Fault {
+    (refused.token(), refused.to_string())
+}
+
+/// The time, by the system's clock.
+pub fn now() -> UnixMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_millis() as UnixMs
+}
+
+fn instant_of(at: UnixMs, now: UnixMs) -> Instant {
+    // A millisecond later: timers must not fire before the time has come.
+    Instant::now() + Duration::from_millis(at.saturating_sub(now) + 1)
+}
