@@ -71,7 +71,7 @@ impl Fleet {
     }
 
     /// Adds a device, whose values have been checked.
-    pub(super) fn push(&mut self, device: Device<'_>) {
+    pub fn push(&mut self, device: Device<'_>) {
         const BOUND: &str = "files are far smaller than 4 GiB";
         self.text.push_str(device.name);
         self.text.push_str(device.serial);

@@ -14,7 +14,7 @@ use std::{
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{protocol::Shown, table::UnixMs};
+use super::{claim::UnixMs, protocol::Shown};
 use crate::limits;
 
 /// One line.

@@ -1,9 +1,12 @@
 //! Live identity: leases come and go while the gateway runs.
 //!
-//! [`table`] has what every source claims and what follows from it, over the [`directory`] of the
-//! configuration's devices. [`feed`] is the Unix socket that sources write to, in the words of
+//! A source says whose an address is: that is a [`claim`]. [`claims`] are all of them, and what
+//! follows for each network, over the [`directory`] of the configuration's devices; [`table`] is how
+//! they change. [`feed`] is the Unix socket that sources write to, in the words of
 //! [`protocol`]; [`journal`] remembers them over a restart. [`registry`] puts it together.
 
+pub mod claim;
+pub mod claims;
 pub mod directory;
 pub mod feed;
 pub mod journal;

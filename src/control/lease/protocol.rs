@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::table::{Lease, Standing, UnixMs};
+use super::claim::{Lease, Standing, UnixMs};
 use crate::limits;
 
 /// What a request asks for.

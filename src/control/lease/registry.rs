@@ -18,11 +18,12 @@ use tokio::{
 };
 
 use super::{
+    claim::{Lease, Offer, Place, Refused, SourceId, UnixMs},
     directory::Directory,
     feed::{self, Batch, Feed, Job, Outcome},
     journal::{Journal, Memory, Record},
     protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
-    table::{Commit, LeaseTable, Offer, Place, Refused, SourceId, UnixMs},
+    table::{Commit, LeaseTable},
 };
 use crate::{
     config::settings::{Leases, Listen},
@@ -388,7 +389,7 @@ impl Registry {
         }
     }
 
-    fn shown<'t>(&'t self, lease: &super::table::Lease<'t>) -> Shown<'t> {
+    fn shown<'t>(&'t self, lease: &Lease<'t>) -> Shown<'t> {
         Shown::new(lease, self.scope_name(lease.place.scope), now())
     }
 

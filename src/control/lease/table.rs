@@ -1,15 +1,18 @@
-//! Who may speak from which address: the claims of every source, and what follows from them.
+//! Who may speak from which address, as sources change it: claims come, go, end and move.
 //!
-//! A source claims a network for a device. As long as all claims to a network agree, its device is
-//! known there; if they do not, nobody's requests are served from it. Reads no clock and does no
-//! I/O; never settles a conflict by itself.
+//! Every change is taken in whole or refused; what came of them is told by [`LeaseTable::commit`].
+//! Reads no clock and does no I/O; never settles a conflict by itself.
 
-use std::{collections::BTreeSet, fmt, mem, sync::Arc};
+use std::{collections::BTreeSet, mem, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
-use super::directory::{Absent, DeviceId, Directory};
+use super::{
+    claim::{Claim, Lease, Offer, Place, Refused, SourceId, Standing, UnixMs},
+    claims::{CONFIGURATION, Claims, Verdict},
+    directory::{DeviceId, Directory},
+};
 use crate::{
     limits,
     snapshot::{
@@ -18,137 +21,10 @@ use crate::{
     },
 };
 
-/// The source that the configuration's own addresses count to; no feed may use it.
-pub const CONFIGURATION: &str = "config";
 /// A table of which a larger part changes at once is built anew: that is cheaper.
 const REBUILT_PART: usize = 8;
 /// Below so many changes a table is never built anew.
 const REBUILT_FLOOR: usize = 1_000;
-
-/// Milliseconds since 1970-01-01 (UTC), by the system's clock.
-pub type UnixMs = u64;
-
-/// A network in a scope: what can be leased.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
-    /// Whose listeners know it; `Scope::NONE`: all.
-    pub scope: Scope,
-    /// Address or prefix, host bits zero, IPv4-mapped ones as IPv4.
-    pub network: IpNet,
-}
-
-/// Number of a source, as long as the process lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SourceId(u32);
-
-/// What a source says: this network speaks for this device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Offer<'a> {
-    /// What is claimed.
-    pub place: Place,
-    /// *ref* of the device's account.
-    pub account: &'a str,
-    /// The device's name.
-    pub device: &'a str,
-    /// The visit that it belongs to; a release must name the same. Empty: none.
-    pub session: &'a str,
-    /// When it ends by itself.
-    pub expires: Option<UnixMs>,
-    /// Whether it takes over from another device of the same source.
-    pub replace: bool,
-}
-
-/// Why a change is refused; nothing has changed then.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused {
-    /// No account has this *ref*.
-    UnknownAccount(Box<str>),
-    /// The account has no device of this name.
-    UnknownDevice(Box<str>, Box<str>),
-    /// The network is another device's.
-    Conflict {
-        /// What was claimed.
-        network: IpNet,
-        /// Whose it is: account and device.
-        holder: (Box<str>, Box<str>),
-        /// Which source says so.
-        source: Box<str>,
-    },
-    /// The network stands twice in one set.
-    Repeated(IpNet),
-    /// It belongs to an earlier run of the source than the newest.
-    OutOfOrder {
-        /// The newest run.
-        newest: u64,
-    },
-    /// The source has no lease there.
-    NoLease(IpNet),
-    /// The lease there belongs to another session.
-    OtherSession(IpNet),
-    /// It would have ended already.
-    Expired,
-    /// The name is the configuration's own, too long, or one too many.
-    Source(&'static str),
-    /// There are as many leases as there may be.
-    Full,
-}
-
-impl Refused {
-    /// One word for machines.
-    pub fn token(&self) -> &'static str {
-        match self {
-            Self::UnknownAccount(_) => "unknown_account",
-            Self::UnknownDevice(..) => "unknown_device",
-            Self::Conflict { .. } => "conflict",
-            Self::Repeated(_) => "repeated",
-            Self::OutOfOrder { .. } => "out_of_order",
-            Self::NoLease(_) => "no_lease",
-            Self::OtherSession(_) => "other_session",
-            Self::Expired => "expired",
-            Self::Source(_) => "source",
-            Self::Full => "full",
-        }
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownAccount(reference) => {
-                write!(
-                    f,
-                    "no account has the ref {reference:?}; add it to the configuration"
-                )
-            }
-            Self::UnknownDevice(reference, device) => write!(
-                f,
-                "the account {reference:?} has no device {device:?}; add it to the configuration"
-            ),
-            Self::Conflict {
-                network,
-                holder: (account, device),
-                source,
-            } => write!(
-                f,
-                "{network} is the device {device:?}'s of {account:?}, says {source}; release it \
-                 there first"
-            ),
-            Self::Repeated(network) => {
-                write!(f, "{network} stands twice in the set; leave one out")
-            }
-            Self::OutOfOrder { newest } => {
-                write!(f, "the source has begun anew since, with epoch {newest}")
-            }
-            Self::NoLease(network) => write!(f, "the source has no lease of {network}"),
-            Self::OtherSession(network) => {
-                write!(f, "{network} has been leased in another session since")
-            }
-            Self::Expired => f.write_str("it would end at once; give it more time"),
-            Self::Source(why) => f.write_str(why),
-            Self::Full => write!(f, "there are {} leases; no more fit", limits::LEASES_MAX),
-        }
-    }
-}
 
 /// What came of a number of changes.
 #[derive(Debug)]
@@ -163,64 +39,18 @@ pub struct Commit {
     pub revision: u64,
 }
 
-/// How far a lease is to be believed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// The source said so since this process began.
-    Confirmed,
-    /// It is remembered from before, and holds until then.
-    Unconfirmed(UnixMs),
-}
-
-/// What one source says of one network.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    source: SourceId,
-    device: DeviceId,
-    /// The visit that it belongs to; empty: none.
-    pub session: Box<str>,
-    /// The run of the source that it belongs to.
-    pub epoch: u64,
-    /// When it ends by itself.
-    pub expires: Option<UnixMs>,
-    /// How far it is to be believed.
-    pub standing: Standing,
-    /// When the source said so last.
-    pub said: UnixMs,
-}
-
 #[derive(Debug)]
 struct Source {
     name: Arc<str>,
     epoch: u64,
 }
 
-/// A lease as it is shown.
-#[derive(Debug, Clone, Copy)]
-pub struct Lease<'t> {
-    /// What is leased.
-    pub place: Place,
-    /// The source's name.
-    pub source: &'t str,
-    /// *ref* of the device's account.
-    pub account: &'t str,
-    /// The device's name.
-    pub device: &'t str,
-    /// What the source says of it.
-    pub claim: &'t Claim,
-    /// Whether another claim says otherwise.
-    pub is_disputed: bool,
-}
-
 /// Every claim, and the tables that follow from them.
 #[derive(Debug, Default)]
 pub struct LeaseTable {
-    directory: Directory,
-    /// The addresses of the configuration itself.
-    fixed: Arc<IdentityTable>,
+    claims: Claims,
     /// As published: of no scope, then of scope 1, 2 …
     tables: Vec<Arc<IdentityTable>>,
-    claims: HashMap<Place, Vec<Claim>>,
     len: usize,
     sources: Vec<Source>,
     by_name: HashMap<Arc<str>, SourceId>,
@@ -229,40 +59,18 @@ pub struct LeaseTable {
     touched: Vec<(Place, SourceId)>,
     /// Places whose published state may have to change.
     stale: HashSet<Place>,
-    now: UnixMs,
     revision: u64,
-}
-
-/// What a place is published as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict<'t> {
-    Nobody,
-    Known(Identity<'t>),
-    Disputed,
-    Unconfirmed,
-}
-
-impl<'t> Verdict<'t> {
-    /// The entry of the identity table; `None`: there is none.
-    fn entry(self) -> Option<Identity<'t>> {
-        let blocked = |account| Identity {
-            account,
-            name: "",
-            serial: "",
-        };
-        match self {
-            Self::Nobody => None,
-            Self::Known(identity) => Some(identity),
-            Self::Disputed => Some(blocked(Identity::DISPUTED)),
-            Self::Unconfirmed => Some(blocked(Identity::UNCONFIRMED)),
-        }
-    }
 }
 
 impl LeaseTable {
     /// No claims yet, for listeners of so many scopes.
     pub fn new(scopes: usize) -> Self {
+        let claims = Claims {
+            scopes: scopes as u16,
+            ..Claims::default()
+        };
         Self {
+            claims,
             tables: vec![Arc::default(); scopes + 1],
             ..Self::default()
         }
@@ -291,36 +99,30 @@ impl LeaseTable {
     /// Puts the configuration's devices and addresses in the place of those before; answers the
     /// leases whose device is no longer known, which end.
     pub fn adopt(&mut self, directory: Directory, fixed: Arc<IdentityTable>) -> Vec<String> {
-        let before = mem::replace(&mut self.directory, directory);
-        self.fixed = fixed;
-        let mut ended = Vec::new();
-        for (place, claims) in &mut self.claims {
-            claims.retain_mut(|claim| {
+        self.claims.fixed = fixed;
+        let before = mem::replace(&mut self.claims.directory, directory);
+        let mut orphans = Vec::new();
+        for (place, claims) in &mut self.claims.by_place {
+            for claim in claims {
                 let (account, device) = before.names(claim.device);
-                match self.directory.find(account, device) {
-                    Ok(device) => {
-                        claim.device = device;
-                        true
-                    }
+                match self.claims.directory.find(account, device) {
+                    Ok(device) => claim.device = device,
                     Err(_) => {
-                        ended.push(format!("{}: {account}/{device}", place.network));
-                        self.timers
-                            .retain(|(_, of, source)| (*of, *source) != (*place, claim.source));
-                        self.touched.push((*place, claim.source));
-                        false
+                        let what = format!("{} of {account}/{device}", place.network);
+                        orphans.push((*place, claim.source, what));
                     }
                 }
-            });
+            }
         }
-        self.len -= ended.len();
-        self.claims.retain(|_, claims| !claims.is_empty());
-        // Which of the configuration's addresses changed is not known: compared with what is out.
-        for scope in 0..self.tables.len() {
-            let scope = Scope(scope as u16);
-            self.tables[usize::from(scope.0)] = Arc::new(self.built(scope));
+        for (place, source, _) in &orphans {
+            self.remove(*place, *source);
+        }
+        // Which of the configuration's own addresses changed is not known.
+        for number in 0..self.tables.len() {
+            self.tables[number] = Arc::new(self.claims.built(Scope(number as u16)));
         }
         self.stale.clear();
-        ended
+        orphans.into_iter().map(|(.., what)| what).collect()
     }
 
     /// Whose addresses are whose now.
@@ -332,14 +134,15 @@ impl LeaseTable {
 
     /// Says what time it is; ends what is over by then.
     pub fn advance(&mut self, now: UnixMs) {
-        self.now = self.now.max(now);
+        self.claims.now = self.claims.now.max(now);
         while let Some((at, place, source)) = self.timers.first().copied() {
-            if at > self.now {
+            if at > self.claims.now {
                 break;
             }
             self.timers.pop_first();
             self.stale.insert(place);
             let is_over = self
+                .claims
                 .claim(place, source)
                 .is_some_and(|claim| claim.expires.is_some_and(|expires| expires <= now));
             if is_over {
@@ -363,7 +166,7 @@ impl LeaseTable {
         epoch: Option<u64>,
         offer: &Offer<'_>,
     ) -> Result<(), Refused> {
-        let device = self.find(offer)?;
+        let device = self.claims.find(offer)?;
         let known = self.by_name.get(source).copied();
         self.check_epoch(known, epoch)?;
         self.check_holder(known, epoch, offer, device)?;
@@ -372,7 +175,7 @@ impl LeaseTable {
         }
         let source = self.source(source)?;
         self.begin_epoch(source, epoch);
-        self.put(source, offer, device);
+        self.put(source, offer, device, self.claims.now);
         Ok(())
     }
 
@@ -391,7 +194,7 @@ impl LeaseTable {
     ) -> Result<(), Refused> {
         let known = self.by_name.get(source).copied();
         self.check_epoch(known, epoch)?;
-        let claim = known.and_then(|source| Some((source, self.claim(place, source)?)));
+        let claim = known.and_then(|source| Some((source, self.claims.claim(place, source)?)));
         let (source, claim) = claim.ok_or(Refused::NoLease(place.network))?;
         if session.is_some_and(|session| *session != *claim.session) {
             return Err(Refused::OtherSession(place.network));
@@ -416,7 +219,7 @@ impl LeaseTable {
         let mut wanted = HashMap::with_capacity(offers.len());
         for (position, offer) in offers.iter().enumerate() {
             let at = |refused| (position, refused);
-            let device = self.find(offer).map_err(at)?;
+            let device = self.claims.find(offer).map_err(at)?;
             // A set takes over from whatever the source said before.
             let offer = Offer {
                 replace: true,
@@ -442,7 +245,7 @@ impl LeaseTable {
             }
         }
         for (offer, device) in wanted.into_values() {
-            self.put(source, &offer, device);
+            self.put(source, &offer, device, self.claims.now);
         }
         Ok(())
     }
@@ -459,16 +262,16 @@ impl LeaseTable {
         let mut seen = HashSet::with_capacity(offers.len());
         for offer in offers {
             seen.insert(offer.place);
-            let claim = self.claim(offer.place, source);
+            let claim = self.claims.claim(offer.place, source);
             if claim.is_some_and(|claim| claim.said > as_of) {
                 continue;
             }
-            match self.find(offer) {
+            match self.claims.find(offer) {
                 Ok(device) if self.len < limits::LEASES_MAX => {
                     if let Err(conflict) = self.check_holder(Some(source), None, offer, device) {
                         refused.push(conflict);
                     }
-                    self.put(source, offer, device);
+                    self.put(source, offer, device, as_of);
                 }
                 Ok(_) => refused.push(Refused::Full),
                 Err(error) => {
@@ -478,7 +281,7 @@ impl LeaseTable {
             }
         }
         for place in self.places_of(source) {
-            let claim = self.claim(place, source);
+            let claim = self.claims.claim(place, source);
             let is_old = claim.is_some_and(|claim| claim.said <= as_of);
             if is_old && !seen.contains(&place) {
                 self.remove(place, source);
@@ -498,12 +301,15 @@ impl LeaseTable {
         offer: &Offer<'_>,
         until: UnixMs,
     ) -> Result<(), Refused> {
-        let device = self.find(offer)?;
+        let device = self.claims.find(offer)?;
         let source = self.source(source)?;
         let newest = &mut self.sources[source.0 as usize].epoch;
         *newest = epoch.max(*newest);
-        self.put(source, offer, device);
-        let claim = self.claim_mut(offer.place, source).expect("put just now");
+        self.put(source, offer, device, self.claims.now);
+        let claim = self
+            .claims
+            .claim_mut(offer.place, source)
+            .expect("put just now");
         claim.epoch = epoch;
         claim.standing = Standing::Unconfirmed(until);
         self.timers.insert((until, offer.place, source));
@@ -532,7 +338,7 @@ impl LeaseTable {
             let places = stale.iter().filter(|place| place.scope == scope);
             let mut changes = Vec::new();
             for place in places {
-                let entry = self.verdict(*place).entry();
+                let entry = self.claims.verdict(*place).entry();
                 if table.lookup(place.network) != entry {
                     changes.push(change(place.network, entry));
                     moved.push((scope, place.network));
@@ -543,7 +349,7 @@ impl LeaseTable {
             }
             let many = REBUILT_FLOOR.max(table.len() / REBUILT_PART);
             self.tables[number] = Arc::new(match changes.len() > many {
-                true => self.built(scope),
+                true => self.claims.built(scope),
                 false => table.with_changes(changes),
             });
         }
@@ -559,13 +365,13 @@ impl LeaseTable {
 
     /// What `source` says of `place`.
     pub fn lease(&self, place: Place, source: SourceId) -> Option<Lease<'_>> {
-        let claim = self.claim(place, source)?;
+        let claim = self.claims.claim(place, source)?;
         Some(self.shown(place, claim))
     }
 
     /// All leases, in no order.
     pub fn leases(&self) -> impl Iterator<Item = Lease<'_>> {
-        self.claims.iter().flat_map(|(place, claims)| {
+        self.claims.by_place.iter().flat_map(|(place, claims)| {
             let claims = claims.iter();
             claims.map(|claim| self.shown(*place, claim))
         })
@@ -584,27 +390,15 @@ impl LeaseTable {
     }
 
     fn shown<'t>(&'t self, place: Place, claim: &'t Claim) -> Lease<'t> {
-        let (account, device) = self.directory.names(claim.device);
+        let (account, device) = self.claims.directory.names(claim.device);
         Lease {
             place,
             source: &self.sources[claim.source.0 as usize].name,
             account,
             device,
             claim,
-            is_disputed: self.verdict(place) == Verdict::Disputed,
+            is_disputed: self.claims.verdict(place) == Verdict::Disputed,
         }
-    }
-
-    fn find(&self, offer: &Offer<'_>) -> Result<DeviceId, Refused> {
-        if offer.expires.is_some_and(|expires| expires <= self.now) {
-            return Err(Refused::Expired);
-        }
-        let (account, device) = (offer.account, offer.device);
-        let found = self.directory.find(account, device);
-        found.map_err(|absent| match absent {
-            Absent::Account => Refused::UnknownAccount(account.into()),
-            Absent::Device => Refused::UnknownDevice(account.into(), device.into()),
-        })
     }
 
     fn check_epoch(&self, source: Option<SourceId>, epoch: Option<u64>) -> Result<(), Refused> {
@@ -615,8 +409,6 @@ impl LeaseTable {
         }
     }
 
-    /// Whether what `offer` claims is another device's already, at the same network: in its scope,
-    /// in that of all, and, if it is for all, in any.
     fn check_holder(
         &self,
         source: Option<SourceId>,
@@ -624,34 +416,9 @@ impl LeaseTable {
         offer: &Offer<'_>,
         device: DeviceId,
     ) -> Result<(), Refused> {
-        let network = offer.place.network;
-        let identity = self.directory.identity(device);
-        let conflict = |holder: (&str, &str), source: &str| Refused::Conflict {
-            network,
-            holder: (holder.0.into(), holder.1.into()),
-            source: source.into(),
-        };
-        if let Some(fixed) = self.fixed.lookup(network)
-            && !is_same(fixed, identity)
-        {
-            let account = self.directory.reference(fixed.account).unwrap_or_default();
-            return Err(conflict((account, fixed.name), CONFIGURATION));
-        }
-        for place in self.related(offer.place) {
-            for claim in self.claims.get(&place).into_iter().flatten() {
-                let newest = Some(claim.source) == source;
-                let is_own = newest && place == offer.place;
-                // What the source said in an earlier run, or before a restart, has no weight.
-                let is_past = newest && epoch.is_some_and(|epoch| epoch > claim.epoch);
-                let is_remembered = is_own && claim.standing != Standing::Confirmed;
-                let yields = is_past || is_remembered || (is_own && offer.replace);
-                if claim.device != device && !yields {
-                    let source = &self.sources[claim.source.0 as usize].name;
-                    return Err(conflict(self.directory.names(claim.device), source));
-                }
-            }
-        }
-        Ok(())
+        let name_of = |source: SourceId| &*self.sources[source.0 as usize].name;
+        self.claims
+            .check_holder(source, epoch, offer, device, name_of)
     }
 
     /// A network that a set gives to one device for all listeners and to another in a scope.
@@ -671,19 +438,6 @@ impl LeaseTable {
             }
         }
         None
-    }
-
-    /// The places whose claims count for `place`, and for which its own count.
-    fn related(&self, place: Place) -> impl Iterator<Item = Place> + use<> {
-        let others = match place.scope {
-            Scope::NONE => 1..self.tables.len() as u16,
-            _ => 0..1,
-        };
-        let others = others.map(move |scope| Place {
-            scope: Scope(scope),
-            ..place
-        });
-        std::iter::once(place).chain(others)
     }
 
     /// The number of the source that is called `name`, which is new if need be.
@@ -721,22 +475,12 @@ impl LeaseTable {
     }
 
     fn places_of(&self, source: SourceId) -> Vec<Place> {
-        let claims = self.claims.iter();
+        let claims = self.claims.by_place.iter();
         let own = claims.filter(|(_, claims)| claims.iter().any(|claim| claim.source == source));
         own.map(|(place, _)| *place).collect()
     }
 
-    fn claim(&self, place: Place, source: SourceId) -> Option<&Claim> {
-        let claims = self.claims.get(&place)?;
-        claims.iter().find(|claim| claim.source == source)
-    }
-
-    fn claim_mut(&mut self, place: Place, source: SourceId) -> Option<&mut Claim> {
-        let claims = self.claims.get_mut(&place)?;
-        claims.iter_mut().find(|claim| claim.source == source)
-    }
-
-    fn put(&mut self, source: SourceId, offer: &Offer<'_>, device: DeviceId) {
+    fn put(&mut self, source: SourceId, offer: &Offer<'_>, device: DeviceId, said: UnixMs) {
         let place = offer.place;
         self.forget_timers(place, source);
         let claim = Claim {
@@ -746,9 +490,9 @@ impl LeaseTable {
             epoch: self.sources[source.0 as usize].epoch,
             expires: offer.expires,
             standing: Standing::Confirmed,
-            said: self.now,
+            said,
         };
-        let claims = self.claims.entry(place).or_default();
+        let claims = self.claims.by_place.entry(place).or_default();
         match claims.iter_mut().find(|claim| claim.source == source) {
             Some(known) => *known = claim,
             None => {
@@ -764,20 +508,20 @@ impl LeaseTable {
 
     fn remove(&mut self, place: Place, source: SourceId) {
         self.forget_timers(place, source);
-        let Some(claims) = self.claims.get_mut(&place) else {
+        let Some(claims) = self.claims.by_place.get_mut(&place) else {
             return;
         };
         let before = claims.len();
         claims.retain(|claim| claim.source != source);
         self.len -= before - claims.len();
         if claims.is_empty() {
-            self.claims.remove(&place);
+            self.claims.by_place.remove(&place);
         }
         self.touch(place, source);
     }
 
     fn forget_timers(&mut self, place: Place, source: SourceId) {
-        let Some(claim) = self.claim(place, source) else {
+        let Some(claim) = self.claims.claim(place, source) else {
             return;
         };
         let until = match claim.standing {
@@ -791,82 +535,9 @@ impl LeaseTable {
 
     fn touch(&mut self, place: Place, source: SourceId) {
         self.touched.push((place, source));
-        let related = self.related(place);
+        let related = self.claims.related(place);
         self.stale.extend(related);
     }
-
-    /// What follows for `place` from all that is said of it.
-    fn verdict(&self, place: Place) -> Verdict<'_> {
-        let own = self.verdict_alone(place);
-        if place.scope == Scope::NONE || own == Verdict::Nobody {
-            return own;
-        }
-        let common = self.verdict_alone(Place {
-            scope: Scope::NONE,
-            ..place
-        });
-        match (own, common) {
-            (Verdict::Known(own), Verdict::Known(common)) if !is_same(own, common) => {
-                Verdict::Disputed
-            }
-            (_, Verdict::Disputed) => Verdict::Disputed,
-            _ => own,
-        }
-    }
-
-    /// Likewise, whatever is said of the same network in another scope.
-    fn verdict_alone(&self, place: Place) -> Verdict<'_> {
-        let fixed = match place.scope {
-            Scope::NONE => self.fixed.lookup(place.network),
-            _ => None,
-        };
-        let mut known = fixed;
-        let mut is_believed = fixed.is_some();
-        for claim in self.claims.get(&place).into_iter().flatten() {
-            let identity = self.directory.identity(claim.device);
-            if known.is_some_and(|known| !is_same(known, identity)) {
-                return Verdict::Disputed;
-            }
-            known = Some(identity);
-            is_believed |= match claim.standing {
-                Standing::Confirmed => true,
-                Standing::Unconfirmed(until) => until > self.now,
-            };
-        }
-        match known {
-            None => Verdict::Nobody,
-            Some(_) if !is_believed => Verdict::Unconfirmed,
-            Some(identity) => Verdict::Known(identity),
-        }
-    }
-
-    /// The table of one scope, made of all that is said.
-    fn built(&self, scope: Scope) -> IdentityTable {
-        let leased = self.claims.keys().filter(move |place| place.scope == scope);
-        let leased = leased.filter_map(|place| {
-            let entry = self.verdict(*place).entry()?;
-            Some((place.network, entry))
-        });
-        let common = (scope == Scope::NONE).then(|| self.directory.devices());
-        let fixed = common.into_iter().flatten().flat_map(|(account, device)| {
-            let identity = Identity {
-                account,
-                name: device.name,
-                serial: device.serial,
-            };
-            let networks = device.networks.iter();
-            networks.map(move |network| (*network, identity))
-        });
-        let fixed = fixed.filter(move |(network, _)| {
-            let network = *network;
-            !self.claims.contains_key(&Place { scope, network })
-        });
-        IdentityTable::build(leased.chain(fixed)).expect("each network is there once")
-    }
-}
-
-fn is_same(one: Identity<'_>, other: Identity<'_>) -> bool {
-    (one.account, one.name) == (other.account, other.name)
 }
 
 fn change(network: IpNet, entry: Option<Identity<'_>>) -> Change<'_> {

@@ -1,0 +1,229 @@
+//! All claims by network, and what follows from them for a network: its device, or why it has none.
+//!
+//! As long as all claims to a network agree, its device is known there; if they do not, nobody's
+//! requests are served from it. Knows nothing of time but what it is told.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::{
+    claim::{Claim, Offer, Place, Refused, SourceId, Standing, UnixMs},
+    directory::{Absent, DeviceId, Directory},
+};
+use crate::snapshot::{
+    identity::{Identity, IdentityTable},
+    scope::Scope,
+};
+
+/// The source that the configuration's own addresses count to; no feed may use it.
+pub const CONFIGURATION: &str = "config";
+
+/// Every claim, beside what the configuration says.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// The devices that may be named.
+    pub directory: Directory,
+    /// The addresses of the configuration itself.
+    pub fixed: Arc<IdentityTable>,
+    /// What is claimed, by each source once.
+    pub by_place: HashMap<Place, Vec<Claim>>,
+    /// How many scopes there are.
+    pub scopes: u16,
+    /// What time it is.
+    pub now: UnixMs,
+}
+
+/// What a place is published as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<'t> {
+    /// Nothing is claimed.
+    Nobody,
+    /// The address of this device.
+    Known(Identity<'t>),
+    /// More than one device is named.
+    Disputed,
+    /// Nobody has confirmed it in time.
+    Unconfirmed,
+}
+
+impl<'t> Verdict<'t> {
+    /// The entry of the identity table; `None`: there is none.
+    pub fn entry(self) -> Option<Identity<'t>> {
+        let blocked = |account| Identity {
+            account,
+            name: "",
+            serial: "",
+        };
+        match self {
+            Self::Nobody => None,
+            Self::Known(identity) => Some(identity),
+            Self::Disputed => Some(blocked(Identity::DISPUTED)),
+            Self::Unconfirmed => Some(blocked(Identity::UNCONFIRMED)),
+        }
+    }
+}
+
+impl Claims {
+    /// The device that an offer names.
+    ///
+    /// # Errors
+    /// [`Refused`]: there is none, or the offer is over.
+    pub fn find(&self, offer: &Offer<'_>) -> Result<DeviceId, Refused> {
+        if offer.expires.is_some_and(|expires| expires <= self.now) {
+            return Err(Refused::Expired);
+        }
+        let (account, device) = (offer.account, offer.device);
+        let found = self.directory.find(account, device);
+        found.map_err(|absent| match absent {
+            Absent::Account => Refused::UnknownAccount(account.into()),
+            Absent::Device => Refused::UnknownDevice(account.into(), device.into()),
+        })
+    }
+
+    /// Whether what `offer` claims is another device's already, at the same network: in its scope,
+    /// in that of all, and, if it is for all, in any.
+    ///
+    /// # Errors
+    /// [`Refused::Conflict`]
+    pub fn check_holder<'n>(
+        &self,
+        source: Option<SourceId>,
+        epoch: Option<u64>,
+        offer: &Offer<'_>,
+        device: DeviceId,
+        name_of: impl Fn(SourceId) -> &'n str,
+    ) -> Result<(), Refused> {
+        let network = offer.place.network;
+        let identity = self.directory.identity(device);
+        let conflict = |holder: (&str, &str), source: &str| Refused::Conflict {
+            network,
+            holder: (holder.0.into(), holder.1.into()),
+            source: source.into(),
+        };
+        if let Some(fixed) = self.fixed.lookup(network)
+            && !is_same(fixed, identity)
+        {
+            let account = self.directory.reference(fixed.account).unwrap_or_default();
+            return Err(conflict((account, fixed.name), CONFIGURATION));
+        }
+        for place in self.related(offer.place) {
+            for claim in self.by_place.get(&place).into_iter().flatten() {
+                let newest = Some(claim.source) == source;
+                let is_own = newest && place == offer.place;
+                // What the source said in an earlier run, or before a restart, has no weight.
+                let is_past = newest && epoch.is_some_and(|epoch| epoch > claim.epoch);
+                let is_remembered = is_own && claim.standing != Standing::Confirmed;
+                let yields = is_past || is_remembered || (is_own && offer.replace);
+                if claim.device != device && !yields {
+                    return Err(conflict(
+                        self.directory.names(claim.device),
+                        name_of(claim.source),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The places whose claims count for `place`, and for which its own count.
+    pub fn related(&self, place: Place) -> impl Iterator<Item = Place> + use<> {
+        let others = match place.scope {
+            Scope::NONE => 1..self.scopes + 1,
+            _ => 0..1,
+        };
+        let others = others.map(move |scope| Place {
+            scope: Scope(scope),
+            ..place
+        });
+        std::iter::once(place).chain(others)
+    }
+
+    /// What `source` says of `place`.
+    pub fn claim(&self, place: Place, source: SourceId) -> Option<&Claim> {
+        let claims = self.by_place.get(&place)?;
+        claims.iter().find(|claim| claim.source == source)
+    }
+
+    /// Likewise, to be changed.
+    pub fn claim_mut(&mut self, place: Place, source: SourceId) -> Option<&mut Claim> {
+        let claims = self.by_place.get_mut(&place)?;
+        claims.iter_mut().find(|claim| claim.source == source)
+    }
+
+    /// What follows for `place` from all that is said of it.
+    pub fn verdict(&self, place: Place) -> Verdict<'_> {
+        let own = self.verdict_alone(place);
+        if place.scope == Scope::NONE || own == Verdict::Nobody {
+            return own;
+        }
+        let common = self.verdict_alone(Place {
+            scope: Scope::NONE,
+            ..place
+        });
+        match (own, common) {
+            (Verdict::Known(own), Verdict::Known(common)) if !is_same(own, common) => {
+                Verdict::Disputed
+            }
+            (_, Verdict::Disputed) => Verdict::Disputed,
+            _ => own,
+        }
+    }
+
+    /// Likewise, whatever is said of the same network in another scope.
+    fn verdict_alone(&self, place: Place) -> Verdict<'_> {
+        let fixed = match place.scope {
+            Scope::NONE => self.fixed.lookup(place.network),
+            _ => None,
+        };
+        let mut known = fixed;
+        let mut is_believed = fixed.is_some();
+        for claim in self.by_place.get(&place).into_iter().flatten() {
+            let identity = self.directory.identity(claim.device);
+            if known.is_some_and(|known| !is_same(known, identity)) {
+                return Verdict::Disputed;
+            }
+            known = Some(identity);
+            is_believed |= match claim.standing {
+                Standing::Confirmed => true,
+                Standing::Unconfirmed(until) => until > self.now,
+            };
+        }
+        match known {
+            None => Verdict::Nobody,
+            Some(_) if !is_believed => Verdict::Unconfirmed,
+            Some(identity) => Verdict::Known(identity),
+        }
+    }
+
+    /// The table of one scope, made of all that is said.
+    pub fn built(&self, scope: Scope) -> IdentityTable {
+        let leased = self
+            .by_place
+            .keys()
+            .filter(move |place| place.scope == scope);
+        let leased = leased.filter_map(|place| {
+            let entry = self.verdict(*place).entry()?;
+            Some((place.network, entry))
+        });
+        let common = (scope == Scope::NONE).then(|| self.directory.devices());
+        let fixed = common.into_iter().flatten().flat_map(|(account, device)| {
+            let identity = Identity {
+                account,
+                name: device.name,
+                serial: device.serial,
+            };
+            let networks = device.networks.iter();
+            networks.map(move |network| (*network, identity))
+        });
+        let fixed = fixed.filter(move |(network, _)| {
+            let network = *network;
+            !self.by_place.contains_key(&Place { scope, network })
+        });
+        IdentityTable::build(leased.chain(fixed)).expect("each network is there once")
+    }
+}
+
+fn is_same(one: Identity<'_>, other: Identity<'_>) -> bool {
+    (one.account, one.name) == (other.account, other.name)
+}

@@ -1,0 +1,359 @@
+//! The rules of leases, on the table alone: who may claim what, what ends it, and what follows.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use m2u::{
+    config::settings::{Account, Device, Fleet},
+    control::lease::{
+        claim::{Offer, Place, Refused},
+        directory::Directory,
+        table::LeaseTable,
+    },
+    snapshot::{
+        identity::IdentityTable,
+        route::AccountId,
+        scope::{Scope, Unknown},
+    },
+};
+
+fn account(reference: &str, devices: &[(&str, &str, &[&str])]) -> Account {
+    let mut fleet = Fleet::default();
+    for (name, serial, networks) in devices {
+        let networks = networks.iter().map(|text| network(text));
+        fleet.push(Device {
+            name,
+            serial,
+            networks: &networks.collect::<Vec<_>>(),
+        });
+    }
+    Account {
+        reference: reference.to_owned(),
+        expose_identity: true,
+        servers: Vec::new(),
+        devices: fleet,
+    }
+}
+
+fn network(text: &str) -> IpNet {
+    m2u::config::network(text).expect("a network")
+}
+
+/// The directory and the fixed addresses of accounts.
+fn devices(accounts: &[Account]) -> (Directory, Arc<IdentityTable>) {
+    let numbered = (0..).map(AccountId).zip(accounts);
+    let directory = Directory::build(numbered);
+    let mut fixed = IdentityTable::default();
+    for (account, device) in directory.devices() {
+        for network in device.networks {
+            let inserted = fixed.insert(*network, account, device.name, device.serial);
+            inserted.expect("each once");
+        }
+    }
+    (directory, Arc::new(fixed))
+}
+
+fn fleet() -> Vec<Account> {
+    vec![
+        account(
+            "acme",
+            &[
+                ("press", "1", &["10.0.0.1"]),
+                ("mill", "2", &[]),
+                ("saw", "3", &[]),
+            ],
+        ),
+        account("beta", &[("press", "4", &[])]),
+    ]
+}
+
+fn table() -> LeaseTable {
+    let mut table = LeaseTable::new(2);
+    let (directory, fixed) = devices(&fleet());
+    assert!(table.adopt(directory, fixed).is_empty());
+    table.advance(1_000);
+    table
+}
+
+fn offer<'a>(address: &str, device: &'a str) -> Offer<'a> {
+    Offer {
+        place: place(0, address),
+        account: "acme",
+        device,
+        session: "",
+        expires: None,
+        replace: false,
+    }
+}
+
+fn place(scope: u16, address: &str) -> Place {
+    Place {
+        scope: Scope(scope),
+        network: network(address),
+    }
+}
+
+/// Whose an address is, once what changed is published.
+fn whose(table: &mut LeaseTable, scope: u16, address: &str) -> Result<String, Unknown> {
+    table.commit();
+    let identities = table.identities();
+    let address = address.parse().expect("an address");
+    let found = identities.resolve(Scope(scope), address);
+    found.map(|identity| format!("{}{}", identity.name, identity.serial))
+}
+
+#[test]
+fn a_claim_to_what_another_device_has_is_refused() {
+    let mut table = table();
+    let fixed = table.add("vpn", None, &offer("10.0.0.1", "mill"));
+    assert_eq!(fixed.expect_err("press has it").token(), "conflict");
+    table
+        .add("vpn", None, &offer("10.0.0.1", "press"))
+        .expect("the same");
+    table
+        .add("vpn", None, &offer("10.0.0.2", "mill"))
+        .expect("free");
+    for source in ["vpn", "manual"] {
+        let refused = table.add(source, None, &offer("10.0.0.2", "saw"));
+        let words = refused.expect_err("mill has it").to_string();
+        assert!(
+            words.contains("\"mill\"") && words.contains("says vpn"),
+            "{words}"
+        );
+    }
+    let replacing = Offer {
+        replace: true,
+        ..offer("10.0.0.2", "saw")
+    };
+    assert!(
+        table.add("manual", None, &replacing).is_err(),
+        "not its own"
+    );
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+    table.add("vpn", None, &replacing).expect("its own");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+    assert_eq!(table.len(), 2);
+}
+
+#[test]
+fn two_sources_may_agree_and_one_may_go() {
+    let mut table = table();
+    table
+        .add("vpn", None, &offer("10.0.0.2", "mill"))
+        .expect("free");
+    table
+        .add("manual", None, &offer("10.0.0.2", "mill"))
+        .expect("the same");
+    let released = table.release("vpn", None, place(0, "10.0.0.2"), Some(""));
+    released.expect("its own");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+    let again = table.release("vpn", None, place(0, "10.0.0.2"), Some(""));
+    assert_eq!(again, Err(Refused::NoLease(network("10.0.0.2"))));
+    table
+        .release("manual", None, place(0, "10.0.0.2"), None)
+        .expect("its own");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::NoLease));
+}
+
+#[test]
+fn a_late_release_does_not_end_a_newer_session() {
+    let mut table = table();
+    let visit = |session| Offer {
+        session,
+        ..offer("10.0.0.2", "mill")
+    };
+    table.add("vpn", None, &visit("first")).expect("free");
+    table
+        .add("vpn", None, &visit("second"))
+        .expect("the same device");
+    let late = table.release("vpn", None, place(0, "10.0.0.2"), Some("first"));
+    assert_eq!(late, Err(Refused::OtherSession(network("10.0.0.2"))));
+    assert!(whose(&mut table, 0, "10.0.0.2").is_ok());
+    let due = table.release("vpn", None, place(0, "10.0.0.2"), Some("second"));
+    due.expect("its own");
+}
+
+#[test]
+fn a_new_run_of_a_source_ends_what_the_run_before_said() {
+    let mut table = table();
+    table
+        .add("vpn", Some(5), &offer("10.0.0.2", "mill"))
+        .expect("free");
+    table
+        .add("other", Some(1), &offer("10.0.0.3", "mill"))
+        .expect("free");
+    table
+        .add("vpn", Some(6), &offer("10.0.0.2", "saw"))
+        .expect("a new run");
+    table
+        .add("vpn", Some(6), &offer("10.0.0.4", "mill"))
+        .expect("free");
+    let late = table.add("vpn", Some(5), &offer("10.0.0.5", "saw"));
+    assert_eq!(late, Err(Refused::OutOfOrder { newest: 6 }));
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+    table.sync("vpn", Some(7), &[]).expect("a new run");
+    assert_eq!(whose(&mut table, 0, "10.0.0.4"), Err(Unknown::NoLease));
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("mill2".to_owned()));
+}
+
+#[test]
+fn a_set_is_taken_in_whole_or_not_at_all() {
+    let mut table = table();
+    table
+        .add("vpn", None, &offer("10.0.0.2", "mill"))
+        .expect("free");
+    table
+        .add("manual", None, &offer("10.0.0.9", "mill"))
+        .expect("free");
+    for (position, bad) in [
+        (1, offer("10.0.0.9", "saw")),
+        (1, offer("10.0.0.3", "saw")),
+        (1, offer("10.0.0.4", "lathe")),
+    ] {
+        let set = [offer("10.0.0.3", "press"), bad];
+        let (at, _) = table.sync("vpn", None, &set).expect_err("a bad one");
+        assert_eq!(at, position);
+    }
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
+    // Within a set, devices may change places.
+    let set = [offer("10.0.0.2", "saw"), offer("10.0.0.3", "mill")];
+    table.sync("vpn", None, &set).expect("a good one");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+    assert_eq!(table.len(), 3);
+    let commit = table.commit();
+    assert!(commit.is_none(), "{commit:?}");
+}
+
+#[test]
+fn what_was_seen_does_not_undo_what_was_said_since() {
+    let mut table = table();
+    table
+        .add("hub", None, &offer("10.0.0.2", "mill"))
+        .expect("free");
+    table.advance(2_000);
+    table
+        .add("hub", None, &offer("10.0.0.3", "saw"))
+        .expect("free");
+    table
+        .release("hub", None, place(0, "10.0.0.2"), None)
+        .expect("its own");
+    // Seen before both: mill still there, saw not yet.
+    let refused = table.reconcile("hub", 1_500, &[offer("10.0.0.4", "mill")]);
+    assert!(refused.is_empty());
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.4"), Ok("mill2".to_owned()));
+    table.advance(3_000);
+    let seen = [offer("10.0.0.1", "saw"), offer("10.0.0.5", "lathe")];
+    let refused = table.reconcile("hub", 2_500, &seen);
+    let tokens: Vec<_> = refused.iter().map(Refused::token).collect();
+    assert_eq!(tokens, ["conflict", "unknown_device"]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
+    assert_eq!(whose(&mut table, 0, "10.0.0.1"), Err(Unknown::Disputed));
+    table.reconcile("hub", 2_500, &[]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.1"), Ok("press1".to_owned()));
+}
+
+#[test]
+fn what_is_remembered_is_believed_for_a_while_and_yields_to_news() {
+    let mut table = table();
+    for address in ["10.0.0.2", "10.0.0.3"] {
+        let restored = table.restore("vpn", 3, &offer(address, "mill"), 5_000);
+        restored.expect("known");
+    }
+    assert!(
+        table
+            .restore("vpn", 3, &offer("10.0.0.4", "lathe"), 5_000)
+            .is_err()
+    );
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+    assert_eq!(table.next_timer(), Some(5_000));
+    table.advance(4_000);
+    table
+        .add("vpn", Some(3), &offer("10.0.0.2", "saw"))
+        .expect("news");
+    table.advance(5_000);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::Unconfirmed));
+    table
+        .add("vpn", Some(3), &offer("10.0.0.3", "mill"))
+        .expect("confirmed");
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("mill2".to_owned()));
+    assert_eq!(table.next_timer(), None);
+}
+
+#[test]
+fn a_lease_ends_by_itself() {
+    let mut table = table();
+    let brief = |expires| Offer {
+        expires: Some(expires),
+        ..offer("10.0.0.2", "mill")
+    };
+    assert_eq!(table.add("vpn", None, &brief(1_000)), Err(Refused::Expired));
+    table.add("vpn", None, &brief(1_500)).expect("free");
+    table.add("vpn", None, &brief(3_000)).expect("renewed");
+    table.advance(2_999);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+    table.advance(3_000);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::NoLease));
+    assert!(table.is_empty() && table.next_timer().is_none());
+}
+
+#[test]
+fn the_same_network_in_a_scope_and_in_all_is_one_devices() {
+    let mut table = table();
+    let scoped = |scope, device| Offer {
+        place: place(scope, "10.0.0.2"),
+        ..offer("10.0.0.2", device)
+    };
+    table.add("north", None, &scoped(1, "mill")).expect("free");
+    table
+        .add("south", None, &scoped(2, "saw"))
+        .expect("another scope");
+    assert!(
+        table.add("vpn", None, &scoped(0, "mill")).is_err(),
+        "south has saw"
+    );
+    table
+        .release("south", None, place(2, "10.0.0.2"), None)
+        .expect("its own");
+    table
+        .add("vpn", None, &scoped(0, "mill"))
+        .expect("all say mill");
+    assert!(
+        table.add("south", None, &scoped(2, "saw")).is_err(),
+        "all have mill"
+    );
+    table.reconcile("south", 0, &[scoped(2, "saw")]);
+    assert_eq!(whose(&mut table, 2, "10.0.0.2"), Err(Unknown::Disputed));
+    assert_eq!(whose(&mut table, 1, "10.0.0.2"), Ok("mill2".to_owned()));
+    table
+        .release("vpn", None, place(0, "10.0.0.2"), None)
+        .expect("its own");
+    assert_eq!(whose(&mut table, 2, "10.0.0.2"), Ok("saw3".to_owned()));
+}
+
+#[test]
+fn leases_follow_the_configuration() {
+    let mut table = table();
+    table
+        .add("vpn", None, &offer("10.0.0.2", "mill"))
+        .expect("free");
+    table
+        .add("vpn", None, &offer("10.0.0.3", "saw"))
+        .expect("free");
+    table.commit();
+    let newer = [account(
+        "acme",
+        &[("saw", "3b", &["10.0.0.2"]), ("lathe", "5", &[])],
+    )];
+    let (directory, fixed) = devices(&newer);
+    let ended = table.adopt(directory, fixed);
+    assert_eq!(ended, ["10.0.0.2/32 of acme/mill"]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3b".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3b".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.1"), Err(Unknown::NoLease));
+    assert_eq!(table.len(), 1);
+}
