@@ -249,9 +249,9 @@ impl Gateway {
             .unwrap_or_default();
         let leases = self.leases.as_ref().map(Registry::counts);
         say(format_args!(
-            "counts: {descriptors}{} {}",
-            self.engine.totals(),
-            leases.unwrap_or_default()
+            "counts: {descriptors}{}{}",
+            leases.unwrap_or_default(),
+            self.engine.totals()
         ));
     }
 

@@ -17,6 +17,7 @@ pub mod device;
 pub mod engine;
 pub mod exchanges;
 pub mod faults;
+pub mod feed;
 pub mod flood;
 pub mod folder;
 pub mod gateway;

@@ -210,10 +210,10 @@ impl Registry {
         }
     }
 
-    /// What has been counted, as words of the line that SIGUSR1 asks for.
+    /// What has been counted, as words of the line that SIGUSR1 asks for, with a space behind each.
     pub fn counts(&self) -> String {
         format!(
-            "leases={} lease_changes={} lease_refused={}",
+            "leases={} lease_changes={} lease_refused={} ",
             self.table.len(),
             self.counts.changes,
             self.counts.refused

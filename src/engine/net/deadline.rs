@@ -274,7 +274,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Says which address speaks through the socket, and to a listener of which scope.
+    /// Says which address has spoken through the socket, and to a listener of which scope: from now
+    /// on its idle connection ends when its lease moves.
     pub fn set_speaker(&self, scope: Scope, address: IpAddr) {
         let speaker = match address {
             IpAddr::V4(address) => Speaker::V4(address.octets()),

@@ -247,7 +247,6 @@ impl Device {
         {
             self.read_proxy_header(shard).await?;
         }
-        self.watch.set_speaker(self.scope, self.source);
         if admitted.charge(self.source) {
             Ok(admitted)
         } else {
@@ -321,7 +320,11 @@ impl Device {
             if after != After::Keep {
                 return Pause::End(after, ending);
             }
-            self.is_fresh = false;
+            if self.is_fresh {
+                // Nobody has been judged by the lease of this address before.
+                self.watch.set_speaker(self.scope, self.source);
+                self.is_fresh = false;
+            }
             search = HeadSearch::default();
         }
     }
