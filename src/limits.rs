@@ -43,6 +43,8 @@ pub const JOURNAL_BYTES_FLOOR: u64 = 16_777_216;
 /// How often the journal says that the gateway is at work: so much less is known of how old the
 /// leases of a crash are.
 pub const JOURNAL_ALIVE: Duration = Duration::from_secs(5);
+/// Scopes of listeners.
+pub const SCOPES_MAX: usize = 255;
 /// Leases of all sources.
 pub const LEASES_MAX: usize = 4_194_304;
 /// Sources of leases that a process remembers.

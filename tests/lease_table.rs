@@ -88,7 +88,7 @@ fn offer<'a>(address: &str, device: &'a str) -> Offer<'a> {
     }
 }
 
-fn place(scope: u16, address: &str) -> Place {
+fn place(scope: u8, address: &str) -> Place {
     Place {
         scope: Scope(scope),
         network: network(address),
@@ -96,7 +96,7 @@ fn place(scope: u16, address: &str) -> Place {
 }
 
 /// Whose an address is, once what changed is published.
-fn whose(table: &mut LeaseTable, scope: u16, address: &str) -> Result<String, Unknown> {
+fn whose(table: &mut LeaseTable, scope: u8, address: &str) -> Result<String, Unknown> {
     table.commit();
     let identities = table.identities();
     let address = address.parse().expect("an address");

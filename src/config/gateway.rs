@@ -163,6 +163,7 @@ fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> 
             written.add(listen, place, report);
         }
     }
+    check_scopes(&written, report);
     if overrides.listen.is_empty() {
         return written;
     }
@@ -177,6 +178,30 @@ fn read_listen(root: &Table<'_>, overrides: &Overrides, report: &mut Report) -> 
         replaced.add(listen, Place::flag("--listen"), report);
     }
     replaced
+}
+
+/// Reports the first listener whose scope is one too many.
+fn check_scopes(listeners: &Listeners, report: &mut Report) {
+    let mut scopes: Vec<&str> = Vec::new();
+    for listen in &listeners.listen {
+        let Some(scope) = listen
+            .scope
+            .as_deref()
+            .filter(|name| !scopes.contains(name))
+        else {
+            continue;
+        };
+        scopes.push(scope);
+        if scopes.len() == limits::SCOPES_MAX + 1 {
+            let place = listeners.places.get(&listen.address);
+            let message = format!(
+                "is the scope one too many; write at most {}",
+                limits::SCOPES_MAX
+            );
+            let root = Place::flag("listen");
+            report.add(place.unwrap_or(&root), message);
+        }
+    }
 }
 
 /// Listeners so far; each address once.

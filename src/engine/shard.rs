@@ -23,7 +23,7 @@ use crate::{
         log_line::Entry,
         metrics::{CoreMetrics, Ending},
     },
-    snapshot::{Snapshot, publish::Subscriber},
+    snapshot::{Snapshot, moved::Mark, publish::Subscriber},
 };
 
 /// One core's belongings.
@@ -137,7 +137,12 @@ impl Shard {
     pub fn sweep(&self) {
         let moved = self.snapshots.borrow().subscriber.take_moved();
         if let Some(moved) = moved {
-            self.deadlines.close_moved(&moved);
+            let snapshot = self.snapshot();
+            let mark = |scope, address| {
+                let identity = snapshot.identities.resolve(scope, address);
+                identity.ok().as_ref().map(Mark::of)
+            };
+            self.deadlines.close_moved(&moved, mark);
         }
         self.deadlines.sweep();
         self.pools.sweep();

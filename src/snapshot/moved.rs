@@ -2,12 +2,26 @@
 //!
 //! Collected for one core until it comes to see to it; never grows past a bound.
 
-use hashbrown::HashSet;
-use ipnet::IpNet;
-use std::net::IpAddr;
+use std::{hash::BuildHasher, net::IpAddr, sync::LazyLock};
 
-use super::scope::Scope;
+use hashbrown::{DefaultHashBuilder, HashSet};
+use ipnet::IpNet;
+
+use super::{identity::Identity, scope::Scope};
 use crate::limits;
+
+/// A few bits of what an address is taken for: they differ for nearly all that differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mark(u16);
+
+impl Mark {
+    /// The same for the same device, in whatever table.
+    #[inline]
+    pub fn of(identity: &Identity<'_>) -> Self {
+        static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
+        Self(HASHER.hash_one((identity.account, identity.name, identity.serial)) as u16)
+    }
+}
 
 /// Networks whose device changed.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use crate::config::settings::Listen;
 
 /// Number of a listener's scope, the same as long as the process lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Scope(pub u16);
+pub struct Scope(pub u8);
 
 impl Scope {
     /// Of a listener that has no scope, and of a lease that every listener knows.
@@ -29,7 +29,7 @@ impl Scope {
         let position = Self::names(listen)
             .iter()
             .position(|known| *known == name)?;
-        u16::try_from(position + 1).ok().map(Self)
+        u8::try_from(position + 1).ok().map(Self)
     }
 
     /// The names of the listeners' scopes, of scope 1 first.
@@ -143,7 +143,7 @@ impl Identities {
 
     /// Networks whose device is another in `other`, with their scopes.
     pub fn differences(&self, other: &Self) -> Vec<(Scope, IpNet)> {
-        let scopes = 0..=self.scoped.len().max(other.scoped.len()) as u16;
+        let scopes = 0..=self.scoped.len().max(other.scoped.len()) as u8;
         let none = Arc::default();
         scopes
             .map(Scope)

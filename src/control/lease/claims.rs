@@ -29,7 +29,7 @@ pub struct Claims {
     /// What is claimed, by each source once.
     pub by_place: HashMap<Place, Vec<Claim>>,
     /// How many scopes there are.
-    pub scopes: u16,
+    pub scopes: u8,
     /// What time it is.
     pub now: UnixMs,
 }

@@ -304,7 +304,7 @@ impl Registry {
             let reason = format!("no listener has the scope {name:?}");
             ("unknown_scope", reason)
         })?;
-        Ok(Scope(position as u16 + 1))
+        Ok(Scope(position as u8 + 1))
     }
 
     fn offer<'r>(&self, request: &'r Request) -> Result<Offer<'r>, Fault> {

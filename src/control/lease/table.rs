@@ -66,7 +66,7 @@ impl LeaseTable {
     /// No claims yet, for listeners of so many scopes.
     pub fn new(scopes: usize) -> Self {
         let claims = Claims {
-            scopes: scopes as u16,
+            scopes: scopes as u8,
             ..Claims::default()
         };
         Self {
@@ -119,7 +119,7 @@ impl LeaseTable {
         }
         // Which of the configuration's own addresses changed is not known.
         for number in 0..self.tables.len() {
-            self.tables[number] = Arc::new(self.claims.built(Scope(number as u16)));
+            self.tables[number] = Arc::new(self.claims.built(Scope(number as u8)));
         }
         self.stale.clear();
         orphans.into_iter().map(|(.., what)| what).collect()
@@ -333,7 +333,7 @@ impl LeaseTable {
         let mut stale = mem::take(&mut self.stale);
         let mut moved = Vec::new();
         for number in 0..self.tables.len() {
-            let scope = Scope(number as u16);
+            let scope = Scope(number as u8);
             let table = Arc::clone(&self.tables[number]);
             let places = stale.iter().filter(|place| place.scope == scope);
             let mut changes = Vec::new();

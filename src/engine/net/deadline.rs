@@ -23,7 +23,10 @@ use slab::Slab;
 use super::sys::{self, Side};
 use crate::{
     limits,
-    snapshot::{moved::Moved, scope::Scope},
+    snapshot::{
+        moved::{Mark, Moved},
+        scope::Scope,
+    },
 };
 
 /// How often a core sweeps. No deadline fires early; it fires at most three ticks late, and later
@@ -60,10 +63,11 @@ struct Entry {
     fd: RawFd,
     speaker: Speaker,
     scope: Scope,
+    /// What the speaker was taken for last.
+    mark: Mark,
     waiting: Waiting,
     cut: Cut,
-    read_expired: bool,
-    write_expired: bool,
+    expired: Expired,
     /// Sweeps that found it idle, one after the other.
     idle_sweeps: u8,
     read_due: Due,
@@ -162,10 +166,10 @@ impl Deadlines {
             fd,
             speaker: Speaker::Nobody,
             scope: Scope::NONE,
+            mark: Mark::default(),
             waiting: Waiting::Busy,
             cut: Cut::Orderly,
-            read_expired: false,
-            write_expired: false,
+            expired: Expired::default(),
             idle_sweeps: 0,
             read_due: Due::NEVER,
             write_due: Due::NEVER,
@@ -200,12 +204,12 @@ impl Deadlines {
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
             if entry.read_due <= now && !entry.is_called_upon() {
                 entry.read_due = Due::NEVER;
-                entry.read_expired = true;
+                entry.expired.0 |= Expired::READ;
                 sys::shutdown(entry.fd, Side::Read);
             }
             if entry.write_due <= now {
                 entry.write_due = Due::NEVER;
-                entry.write_expired = true;
+                entry.expired.0 |= Expired::WRITE;
                 entry.end();
             }
             if entry.tire()
@@ -225,9 +229,9 @@ impl Deadlines {
         }
     }
 
-    /// Ends every connection that waits for a next request, of which nothing has come, at an address
-    /// that `moved` concerns.
-    pub fn close_moved(&self, moved: &Moved) {
+    /// Ends every connection that waits for a next request, of which nothing has come, if `moved`
+    /// concerns its address and that is not what it was taken for any more, says `mark`.
+    pub fn close_moved(&self, moved: &Moved, mark: impl Fn(Scope, IpAddr) -> Option<Mark>) {
         let speakers_v6 = self.speakers_v6.borrow();
         for (key, entry) in self.sockets.borrow_mut().iter_mut() {
             if entry.waiting != Waiting::Idle {
@@ -238,7 +242,10 @@ impl Deadlines {
                 Speaker::V4(octets) => Some(octets.into()),
                 Speaker::V6 => speakers_v6.get(&(key as u32)).map(|v6| (*v6).into()),
             };
-            let is_moved = address.is_some_and(|address| moved.concerns(entry.scope, address));
+            let is_moved = address.is_some_and(|address| {
+                let scope = entry.scope;
+                moved.concerns(scope, address) && mark(scope, address) != Some(entry.mark)
+            });
             if is_moved && !entry.is_called_upon() {
                 sys::shutdown(entry.fd, Side::Read);
             }
@@ -253,6 +260,15 @@ impl Deadlines {
             }
         }
     }
+}
+
+/// Which sides the sweep has ended; two flags would make every entry larger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Expired(u8);
+
+impl Expired {
+    const READ: u8 = 1;
+    const WRITE: u8 = 2;
 }
 
 /// The address that speaks through a socket. IPv6 ones stand in a list beside, so that a million
@@ -274,9 +290,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Says which address has spoken through the socket, and to a listener of which scope: from now
-    /// on its idle connection ends when its lease moves.
-    pub fn set_speaker(&self, scope: Scope, address: IpAddr) {
+    /// Says which address has spoken through the socket, to a listener of which scope, and what it
+    /// was taken for: its idle connection ends when that is no longer so.
+    pub fn set_speaker(&self, scope: Scope, address: IpAddr, mark: Mark) {
         let speaker = match address {
             IpAddr::V4(address) => Speaker::V4(address.octets()),
             IpAddr::V6(address) => {
@@ -288,6 +304,7 @@ impl Watch {
         self.with(|entry| {
             entry.speaker = speaker;
             entry.scope = scope;
+            entry.mark = mark;
         });
     }
 
@@ -341,12 +358,12 @@ impl Watch {
 
     /// Whether the sweep ended a receive.
     pub fn read_expired(&self) -> bool {
-        self.with(|entry| entry.read_expired)
+        self.with(|entry| entry.expired.0 & Expired::READ != 0)
     }
 
     /// Whether the sweep ended a send.
     pub fn write_expired(&self) -> bool {
-        self.with(|entry| entry.write_expired)
+        self.with(|entry| entry.expired.0 & Expired::WRITE != 0)
     }
 
     /// Whether nothing has arrived that no receive was posted for; a system call.
@@ -607,7 +624,8 @@ mod tests {
         let case = |scope, address: &str, idle| {
             let (near, far) = pair();
             let watch = deadlines.watch(near.as_raw_fd());
-            watch.set_speaker(Scope(scope), address.parse().expect("an address"));
+            let address = address.parse().expect("an address");
+            watch.set_speaker(Scope(scope), address, Mark::default());
             if idle {
                 watch.set_idle(Due::NEVER);
             }
@@ -621,11 +639,16 @@ mod tests {
             case(1, "10.8.1.7", true),
             case(1, "2001:db8::8", true),
         ];
-        deadlines.close_moved(&moved);
-        for (number, (_, near, _)) in cases.iter().enumerate() {
+        let is_closed = |near: &TcpStream| {
             near.set_nonblocking(true).expect("a socket");
-            let is_closed = matches!((&mut &*near).read(&mut [0; 8]), Ok(0));
-            assert_eq!(is_closed, number < 2, "case {number}");
+            matches!((&mut &*near).read(&mut [0; 8]), Ok(0))
+        };
+        deadlines.close_moved(&moved, |_, _| Some(Mark::default()));
+        let closed = cases.iter().filter(|(_, near, _)| is_closed(near));
+        assert_eq!(closed.count(), 0, "each device is still the same");
+        deadlines.close_moved(&moved, |_, _| None);
+        for (number, (_, near, _)) in cases.iter().enumerate() {
+            assert_eq!(is_closed(near), number < 2, "case {number}");
         }
         drop(cases);
         assert!(deadlines.speakers_v6.borrow().is_empty());

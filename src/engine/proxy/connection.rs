@@ -320,11 +320,7 @@ impl Device {
             if after != After::Keep {
                 return Pause::End(after, ending);
             }
-            if self.is_fresh {
-                // Nobody has been judged by the lease of this address before.
-                self.watch.set_speaker(self.scope, self.source);
-                self.is_fresh = false;
-            }
+            self.is_fresh = false;
             search = HeadSearch::default();
         }
     }

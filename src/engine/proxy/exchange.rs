@@ -37,6 +37,9 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
     let after = match plan::prepare(shard, &snapshot, device, head_bytes, &mut outbox) {
         Ok((plan, intake)) => {
             tally.received.set(intake.taken());
+            device
+                .watch
+                .set_speaker(device.scope, device.source, plan.mark);
             device.give_back_large_inbox(shard);
             deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await
         }

@@ -25,6 +25,7 @@ use crate::{
     limits,
     snapshot::{
         Snapshot,
+        moved::Mark,
         route::{AccountId, Route},
         scope::{Scope, Unknown},
     },
@@ -49,6 +50,8 @@ pub struct Plan<'s> {
     pub expects: bool,
     /// The authority the device used.
     pub authority: Authority,
+    /// Who sent it, in a few bits.
+    pub mark: Mark,
     /// Bytes that came with, and behind, the head: many if the device does not trickle.
     pub arrived: usize,
 }
@@ -244,6 +247,7 @@ pub fn decide<'s>(
         upstream: upstream_persist(&request, route),
         expects: request.expects,
         authority: Authority::keep(target.authority.or(request.host)),
+        mark: Mark::of(&identity),
         arrived: head_bytes + rest.len(),
     };
     let mut intake = Intake::new(plan.body, route.body_bytes_max);

@@ -1,0 +1,227 @@
+//! A lease that moves or ends: what is idle closes, what is under way ends as it began, and what
+//! comes next is judged anew.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    sync::{
+        Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
+};
+
+use common::{
+    device::Device,
+    feed::Feed,
+    gateway::{Gateway, PREAMBLE},
+    upstream::Upstream,
+    wait_until,
+};
+
+const LEASED: &str = "127.0.7.1";
+const OTHER: &str = "127.0.7.2";
+const BALANCER: &str = "127.0.9.1";
+const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+
+/// Two devices without an address of their own, `press` and `mill`.
+fn configuration(url: &str) -> String {
+    let preamble = PREAMBLE.replacen(
+        "[\"127.0.0.1:0\"]",
+        "[\"127.0.0.1:0\", { address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.0/24\"] }]",
+        1,
+    );
+    format!(
+        "leases = {{ socket = \"feed.sock\" }}\n{preamble}\
+         [[account]]\nref = \"acme\"\n[[account.server]]\nurl = \"{url}\"\n\
+         [[account.device]]\nname = \"press\"\nserial = \"1\"\n\
+         [[account.device]]\nname = \"mill\"\nserial = \"2\"\n"
+    )
+}
+
+fn start(upstream: &Upstream) -> (Gateway, Feed) {
+    let gateway = Gateway::start(&configuration(&upstream.url()));
+    let feed = Feed::connect(&gateway.path("feed.sock"));
+    (gateway, feed)
+}
+
+/// Leases `address` to `device`, whoever had it before.
+fn lease(feed: &mut Feed, address: &str, device: &str) {
+    feed.done(&format!(
+        "{{\"op\":\"add\",\"source\":\"vpn\",\"address\":\"{address}\",\"account\":\"acme\",\
+         \"device\":\"{device}\",\"replace\":true}}"
+    ));
+}
+
+fn release(feed: &mut Feed, address: &str) {
+    feed.done(&format!(
+        "{{\"op\":\"release\",\"source\":\"vpn\",\"address\":\"{address}\"}}"
+    ));
+}
+
+/// Whether a request, echoed, was stamped for `device`.
+fn is_from(answer: &common::wire::Message, device: &str) -> bool {
+    answer.status() == 200
+        && answer
+            .text()
+            .contains(&format!("X_Talk2M_Device: {device}\r\n"))
+}
+
+#[test]
+fn idle_connections_of_the_address_close_and_no_others() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = start(&upstream);
+    lease(&mut feed, LEASED, "press");
+    lease(&mut feed, OTHER, "mill");
+    for is_dormant in [false, true] {
+        for ends in [true, false] {
+            let [mut leased, mut other] =
+                [LEASED, OTHER].map(|source| Device::connect(source, gateway.address()));
+            assert!(is_from(&leased.ask(GET), "press"));
+            assert!(is_from(&other.ask(GET), "mill"));
+            if is_dormant {
+                wait_until("sleep", || gateway.counts().get("dormant") == Some(&2));
+            }
+            match ends {
+                true => release(&mut feed, LEASED),
+                false => lease(&mut feed, LEASED, "mill"),
+            }
+            wait_until("the end", || leased.has_been_ended());
+            assert!(leased.is_closed(), "in order");
+            assert!(is_from(&other.ask(GET), "mill"), "on the same connection");
+            lease(&mut feed, LEASED, "press");
+        }
+    }
+    gateway.stop();
+}
+
+#[test]
+fn a_prefix_that_ends_closes_the_connections_of_all_its_addresses() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = start(&upstream);
+    lease(&mut feed, "127.0.7.0/24", "press");
+    let mut devices: Vec<_> = (1..9)
+        .map(|last| Device::connect(&format!("127.0.7.{last}"), gateway.address()))
+        .collect();
+    for device in &mut devices {
+        assert!(is_from(&device.ask(GET), "press"));
+    }
+    release(&mut feed, "127.0.7.0/24");
+    wait_until("their ends", || devices.iter().all(Device::has_been_ended));
+    gateway.stop();
+}
+
+#[test]
+fn who_speaks_through_a_balancer_is_known_by_the_address_handed_over() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = start(&upstream);
+    for address in ["2001:db8::7", "2001:db8::8", "198.51.100.7"] {
+        lease(&mut feed, address, "press");
+    }
+    let connect = |family: &str, address: &str, own: &str| {
+        let mut balancer = Device::connect(BALANCER, gateway.addresses()[1]);
+        balancer.send(format!("PROXY {family} {address} {own} 12345 80\r\n"));
+        assert!(is_from(&balancer.ask(GET), "press"), "{address}");
+        balancer
+    };
+    let mut kept = connect("TCP6", "2001:db8::8", "::1");
+    for (family, address, own) in [
+        ("TCP6", "2001:db8::7", "::1"),
+        ("TCP4", "198.51.100.7", "127.0.0.1"),
+    ] {
+        let balancer = connect(family, address, own);
+        release(&mut feed, address);
+        wait_until("the end", || balancer.has_been_ended());
+    }
+    assert!(is_from(&kept.ask(GET), "press"));
+    gateway.stop();
+}
+
+#[test]
+fn a_request_is_judged_by_the_lease_of_the_moment_its_head_is_whole() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = start(&upstream);
+    lease(&mut feed, LEASED, "press");
+    // Begun before the lease moves: not idle, so not closed.
+    let mut begun = Device::connect(LEASED, gateway.address());
+    assert!(is_from(&begun.ask(GET), "press"));
+    let mut silent = Device::connect(LEASED, gateway.address());
+    let (head, rest) = GET.split_at(20);
+    begun.send(head);
+    let seen = || gateway.counts()["requests"];
+    wait_until("the first requests", || seen() == 1);
+    lease(&mut feed, LEASED, "mill");
+    begun.send(rest);
+    assert!(is_from(&begun.receive(), "mill"));
+    // Never judged before: not closed, however long ago it was made.
+    assert!(is_from(&silent.ask(GET), "mill"));
+    release(&mut feed, LEASED);
+    let refused = Device::connect(LEASED, gateway.address()).ask(GET);
+    assert_eq!(refused.status(), 403);
+    gateway.stop();
+}
+
+#[test]
+fn an_exchange_under_way_ends_under_the_identity_it_began_with() {
+    let (ask, asked): (Sender<()>, Receiver<()>) = channel();
+    let (allow, allowed): (Sender<()>, Receiver<()>) = channel();
+    let gate = (Mutex::new(ask), Mutex::new(allowed));
+    let upstream = Upstream::start(move |conversation| {
+        while let Some(mut message) = conversation.head()? {
+            conversation.body(&mut message)?;
+            gate.0.lock().unwrap().send(()).unwrap();
+            // The test says when, or is over.
+            let _ = gate.1.lock().unwrap().recv();
+            let device = message
+                .field("X_Talk2M_Device")
+                .unwrap_or("none")
+                .to_owned();
+            conversation.forget();
+            conversation.answer(format!("X_Talk2M_Device: {device}\r\n"))?;
+        }
+        Ok(())
+    });
+    let (gateway, mut feed) = start(&upstream);
+    lease(&mut feed, LEASED, "press");
+    let mut device = Device::connect(LEASED, gateway.address());
+    device.send("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 5\r\n\r\nhello");
+    asked.recv().unwrap();
+    lease(&mut feed, LEASED, "mill");
+    allow.send(()).unwrap();
+    assert!(is_from(&device.receive(), "press"));
+    // The same connection, the next request.
+    allow.send(()).unwrap();
+    assert!(is_from(&device.ask(GET), "mill"));
+    drop(allow);
+    gateway.stop();
+}
+
+#[test]
+fn a_reload_that_gives_an_address_to_another_device_closes_its_connections() {
+    let upstream = Upstream::echo();
+    for leases in ["", "leases = { socket = \"feed.sock\" }\n"] {
+        let with = |device: &str, other: &str| {
+            format!(
+                "{leases}{PREAMBLE}[[account]]\nref = \"acme\"\n[[account.server]]\nurl = \"{}\"\n\
+                 [[account.device]]\nname = \"{device}\"\nserial = \"1\"\naddress = [\"{LEASED}\"]\n\
+                 [[account.device]]\nname = \"{other}\"\nserial = \"2\"\naddress = [\"{OTHER}\"]\n\
+                 [[account.device]]\nname = \"saw\"\nserial = \"3\"\naddress = [\"127.0.7.3\"]\n",
+                upstream.url()
+            )
+        };
+        let mut gateway = Gateway::start(&with("press", "mill"));
+        let mut moved = Device::connect(LEASED, gateway.address());
+        let mut kept = Device::connect("127.0.7.3", gateway.address());
+        assert!(is_from(&moved.ask(GET), "press"));
+        assert!(is_from(&kept.ask(GET), "saw"));
+        fs::write(gateway.path("m2u.toml"), with("mill", "press")).unwrap();
+        gateway.signal("HUP");
+        gateway.wait_for_log("m2u: reloaded");
+        wait_until("the end", || moved.has_been_ended());
+        assert!(moved.is_closed());
+        assert!(is_from(&kept.ask(GET), "saw"), "on the same connection");
+        gateway.stop();
+    }
+}
