@@ -63,6 +63,8 @@ class M2u(Peer):
     name = "m2u"
     binary = None
     flags = ()
+    # Further keys at the top of the configuration.
+    keys = ()
 
     def command(self):
         job = self.job
@@ -71,6 +73,7 @@ class M2u(Peer):
             'domain = "talk2m.com"',
             f'listen = ["127.0.0.1:{self.port}"]',
             f'devices = "{job.table.csv}"',
+            *self.keys,
             "[limits]",
             f"pool_per_server = {job.idle_upstream}",
             "[timeouts]",

@@ -116,7 +116,8 @@ impl Failure {
     #[rustfmt::skip]
     pub const ALL: [Self; 31] = [
         Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
-        Self::NoLease, Self::DisputedLease, Self::UnconfirmedLease, Self::NoSuchSlot, Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
+        Self::NoLease, Self::DisputedLease, Self::UnconfirmedLease, Self::NoSuchSlot,
+        Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
         Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
         Self::DeviceGone, Self::DeviceStalled, Self::Dns, Self::AddressProhibited,
         Self::Unroutable,
