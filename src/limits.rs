@@ -31,7 +31,10 @@ pub const POOL_PER_CORE_MAX: usize = 4_096;
 /// Bytes of a line that a feed may send.
 pub const FEED_LINE_BYTES_MAX: usize = 4_096;
 /// Requests of one feed that take effect together at most.
-pub const FEED_BATCH_MAX: usize = 1_024;
+pub const FEED_BATCH_MAX: usize = 16;
+/// Requests of a feed after which a worker that waits for the same core has its turn: the control
+/// thread would otherwise hold requests up for as long as the scheduler lets it.
+pub const FEED_TURN: usize = 4;
 /// Connections to the feed's socket at a time.
 pub const FEED_CONNECTIONS_MAX: usize = 64;
 /// Changes that wait for whoever watches leases; who is slower than that is cut off.

@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
 use memchr::memchr_iter;
@@ -247,6 +248,7 @@ impl Connection {
             }
             if !line.is_empty() {
                 jobs.extend(self.take_line(line));
+                give_way(jobs.len());
             }
         }
         let rest = &received[begin..];
@@ -338,6 +340,13 @@ impl Connection {
                 },
             }
         }
+    }
+}
+
+/// Lets a worker run that waits for this core, if `count` things have been done that take a moment.
+pub fn give_way(count: usize) {
+    if count % limits::FEED_TURN == limits::FEED_TURN - 1 {
+        thread::yield_now();
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     fmt, io,
     path::PathBuf,
     sync::Arc,
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -208,6 +209,7 @@ impl Registry {
         for (batch, answers) in done {
             self.answer(batch, answers, revision);
         }
+        thread::yield_now();
     }
 
     /// What has been counted, as words of the line that SIGUSR1 asks for, with a space behind each.
@@ -222,7 +224,12 @@ impl Registry {
 
     /// Takes a batch's changes in, and notes what will be answered.
     fn take(&mut self, batch: Batch, done: &mut Vec<(Batch, Vec<Answer>)>) {
-        let answers = batch.jobs.iter().map(|job| self.perform(job)).collect();
+        let jobs = batch.jobs.iter().enumerate();
+        let answers = jobs.map(|(position, job)| {
+            feed::give_way(position);
+            self.perform(job)
+        });
+        let answers = answers.collect();
         done.push((batch, answers));
     }
 
@@ -333,7 +340,8 @@ impl Registry {
     fn answer(&mut self, batch: Batch, answers: Vec<Answer>, revision: u64) {
         let mut text = Vec::new();
         let mut events = None;
-        for (job, answer) in batch.jobs.iter().zip(answers) {
+        for (position, (job, answer)) in batch.jobs.iter().zip(answers).enumerate() {
+            feed::give_way(position);
             let reply = match (answer, job) {
                 (Answer::Is(reply), _) => reply,
                 (Answer::Done { id, count }, _) => Reply {
@@ -415,7 +423,8 @@ impl Registry {
             return self.rewrite(journal);
         }
         let mut epochs: Vec<SourceId> = Vec::new();
-        for (place, source) in &commit.touched {
+        for (position, (place, source)) in commit.touched.iter().enumerate() {
+            feed::give_way(position);
             let (name, epoch) = self.table.source_of(*source);
             if epoch > 0 && !epochs.contains(source) {
                 epochs.push(*source);
