@@ -7,9 +7,9 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpListener as StdListener, UdpSocket as StdSocket},
     panic::{self, AssertUnwindSafe},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -67,33 +67,33 @@ impl Responder {
     /// # Errors
     /// [`StartError`], which says what to do.
     pub fn start(listen: &[SocketAddr], zone: Arc<Zone>) -> Result<Self, StartError> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(StartError::Thread)?;
         let mut addresses = Vec::with_capacity(listen.len());
         let mut sockets = Vec::with_capacity(listen.len());
-        {
-            let _inside = runtime.enter();
-            for address in listen {
-                let bound = bind(*address).map_err(|error| StartError::Listen(*address, error))?;
-                addresses.push(bound.0);
-                sockets.push((bound.1, bound.2));
-            }
+        for address in listen {
+            let bound = bind(*address).map_err(|error| StartError::Listen(*address, error))?;
+            let (bound, datagrams, streams) = bound;
+            addresses.push(bound);
+            sockets.push((datagrams, streams));
         }
         let desk = Arc::new(Desk {
             zone: ArcSwap::new(zone),
             counts: Counts::default(),
         });
         let (stop, stopped) = oneshot::channel();
+        let (ready, report) = mpsc::channel();
         let thread = thread::Builder::new().name("m2u-dns".to_owned()).spawn({
             let desk = Arc::clone(&desk);
-            move || serve(&runtime, sockets, &desk, stopped)
+            move || serve(sockets, &desk, stopped, &ready)
         });
-        Ok(Self {
+        let responder = Self {
             desk,
             addresses,
             stop: Some(stop),
             thread: Some(thread.map_err(StartError::Thread)?),
-        })
+        };
+        let ended = || Err(io::Error::other("it ended before it served"));
+        let started = report.recv().unwrap_or_else(|_| ended());
+        started.map(|()| responder).map_err(StartError::Thread)
     }
 
     /// The sockets as bound.
@@ -122,8 +122,8 @@ impl Drop for Responder {
     }
 }
 
-/// Binds both sockets of an address, on one port. Only inside a runtime.
-fn bind(address: SocketAddr) -> io::Result<(SocketAddr, UdpSocket, TcpListener)> {
+/// Binds both sockets of an address, on one port.
+fn bind(address: SocketAddr) -> io::Result<(SocketAddr, StdSocket, StdListener)> {
     let mut tries = if address.port() == 0 { PORTS_TRIED } else { 1 };
     loop {
         tries -= 1;
@@ -137,7 +137,7 @@ fn bind(address: SocketAddr) -> io::Result<(SocketAddr, UdpSocket, TcpListener)>
     }
 }
 
-fn bind_datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
+fn bind_datagrams(address: SocketAddr) -> io::Result<StdSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -148,10 +148,10 @@ fn bind_datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
     let _ = socket.set_recv_buffer_size(limits::DNS_QUEUE_BYTES);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket.into())
 }
 
-fn bind_streams(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_streams(address: SocketAddr) -> io::Result<StdListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -161,25 +161,43 @@ fn bind_streams(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(limits::DNS_CONNECTIONS_MAX as i32)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
-/// The thread's life.
+/// The thread's life; tells `ready` whether it has begun.
 fn serve(
-    runtime: &Runtime,
-    sockets: Vec<(UdpSocket, TcpListener)>,
+    sockets: Vec<(StdSocket, StdListener)>,
     desk: &Arc<Desk>,
     stopped: oneshot::Receiver<()>,
+    ready: &mpsc::Sender<io::Result<()>>,
 ) {
-    runtime.block_on(async {
+    let begin = || -> io::Result<(Runtime, JoinSet<()>)> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let inside = runtime.enter();
         let mut doors = JoinSet::new();
         for (datagrams, streams) in sockets {
+            let datagrams = UdpSocket::from_std(datagrams)?;
+            let streams = TcpListener::from_std(streams)?;
             doors.spawn(answer_datagrams(datagrams, Arc::clone(desk)));
             doors.spawn(answer_streams(streams, Arc::clone(desk)));
         }
-        // An error says that the other end is gone, which is what was waited for.
-        let _ = stopped.await;
-    });
+        drop(inside);
+        Ok((runtime, doors))
+    };
+    let begun = begin();
+    // Whoever started this thread waits for the report.
+    match begun {
+        Ok((runtime, _doors)) => {
+            let _ = ready.send(Ok(()));
+            // An error says that the other end is gone, which is what was waited for.
+            let _ = runtime.block_on(stopped);
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+    }
 }
 
 impl Desk {
