@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, receive, run, show};
+use crate::commands::{check, dns, receive, run, show};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage.
@@ -47,6 +47,8 @@ enum Command {
     /// Show the settings in force, the routes, and whose device an address is
     #[command(after_help = SHOW_EXAMPLES)]
     Show(show::Arguments),
+    /// Put m2u's own names into another DNS server
+    Dns(dns::Arguments),
     /// Receive as a small customer's server would, and print what arrives
     #[command(after_help = RECEIVE_EXAMPLES)]
     Receive(receive::Arguments),
@@ -65,8 +67,8 @@ Signals:
   SIGHUP            read the configuration again, with the same flags: if anything in it is wrong,
                     every problem is printed and nothing changes; otherwise accounts, devices,
                     servers, certificates and domain take effect without closing a connection.
-                    What listens and what is sized at start (listen, limits but body_bytes,
-                    timeouts.head and keepalive) needs a restart; m2u says so if it changed
+                    What listens and what is sized at start (listen, dns.listen, limits but
+                    body_bytes, timeouts.head and keepalive) needs a restart; m2u says so if it changed
 
 m2u is ready when it prints \"m2u: ready\" on standard error, one line after the addresses that it
 listens on.
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::execute(arguments),
         Command::Show(arguments) => show::execute(arguments),
         Command::Check(arguments) => check::execute(arguments),
+        Command::Dns(arguments) => dns::execute(arguments),
         Command::Receive(arguments) => receive::execute(arguments),
     }
 }

@@ -159,6 +159,26 @@ pub const DNS_SECOND_FAMILY: Duration = Duration::from_secs(1);
 pub const DNS_LOOKUPS_MAX: usize = 16;
 /// How long a start or a reload waits for the first answers for new names.
 pub const DNS_FIRST_ANSWERS: Duration = Duration::from_secs(5);
+/// Bytes of the longest question that is answered for m2u's own names, by UDP or TCP.
+pub const DNS_QUERY_BYTES_MAX: usize = 1_232;
+/// Bytes of an answer by UDP to who does not say how long it may be (RFC 1035 §4.2.1).
+pub const DNS_PLAIN_ANSWER_BYTES_MAX: usize = 512;
+/// Bytes of an answer by UDP, whatever the asker says: what crosses any VPN in one piece.
+pub const DNS_ANSWER_BYTES_MAX: usize = 1_232;
+/// How long an answer may be believed, in seconds.
+pub const DNS_ANSWER_TTL: u32 = 60;
+/// Addresses of one of m2u's own names.
+pub const DNS_ADDRESSES_PER_NAME_MAX: usize = 32;
+/// Questions that one socket has answered before the others get their turn.
+pub const DNS_BURST: usize = 64;
+/// Bytes of questions that may wait on one socket; the kernel caps it at `rmem_max`.
+pub const DNS_QUEUE_BYTES: usize = 1_048_576;
+/// TCP connections that ask for m2u's own names, all askers together; others are closed at once.
+pub const DNS_CONNECTIONS_MAX: usize = 128;
+/// TCP connections of one asker.
+pub const DNS_CONNECTIONS_PER_ADDRESS_MAX: usize = 8;
+/// How long a TCP connection may take for a whole question, or for taking an answer.
+pub const DNS_CONNECTION_IDLE: Duration = Duration::from_secs(5);
 /// TLS sessions kept for resumption for one (trust, client certificate): rustls keeps eight for a
 /// server, so that a thousand servers that share both resume.
 pub const TLS_SESSIONS_MAX: usize = 8_192;
@@ -243,6 +263,9 @@ const _: () = {
     assert!(DNS_TTL_FLOOR.as_secs() <= HOSTS_FILE_TTL.as_secs());
     assert!(HOSTS_FILE_TTL.as_secs() <= DNS_TTL_CEILING.as_secs());
     assert!(DNS_SECOND_FAMILY.as_secs() < DNS_FIRST_ANSWERS.as_secs());
+    assert!(DNS_PLAIN_ANSWER_BYTES_MAX <= DNS_ANSWER_BYTES_MAX);
+    assert!(DNS_CONNECTIONS_PER_ADDRESS_MAX < DNS_CONNECTIONS_MAX);
+    assert!(DNS_CONNECTIONS_MAX < FILES_BESIDE_CONNECTIONS);
     assert!(DNS_RETRY_FLOOR.as_secs() <= DNS_RETRY_CEILING.as_secs());
     assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
     assert!(LOG_LINE_BYTES_MAX < LOG_BUFFER_BYTES);

@@ -8,6 +8,7 @@ use std::{
     future::pending,
     io::{self, Write},
     mem::{self, ManuallyDrop},
+    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -27,6 +28,7 @@ use crate::{
         settings::{AccessLog, Inventory, Leases, Limits, Listen, Settings, Timeouts},
     },
     control::{
+        dns::responder::{self, Responder},
         lease::{
             directory::Directory,
             registry::{Registry, RegistryError, Work},
@@ -55,6 +57,7 @@ enum Fault {
     Settings(ReloadError),
     Leases(RegistryError),
     Log(PathBuf, io::Error),
+    Names(responder::StartError),
     Start(StartError),
     Broken,
     Stuck,
@@ -75,6 +78,7 @@ impl fmt::Display for Fault {
                     path.display()
                 )
             }
+            Self::Names(error) => error.fmt(f),
             Self::Start(error) => error.fmt(f),
             Self::Broken => f.write_str("a worker has ended by itself; giving up"),
             Self::Stuck => f.write_str("the workers did not end in time; giving up"),
@@ -128,6 +132,8 @@ struct Gateway {
     engine: ManuallyDrop<Engine>,
     /// Where exchanges are logged; opened anew on SIGHUP, and closed after the engine.
     log: Option<Arc<Log>>,
+    /// Answers for m2u's own names until the drain is over.
+    names: Option<Responder>,
     started: Started,
     drain: Duration,
     /// A reload that waits for the first answers for its names.
@@ -151,6 +157,8 @@ struct Started {
     limits: Limits,
     access_log: Option<AccessLog>,
     leases: Option<Leases>,
+    /// Where m2u's own names are answered for; empty: nowhere.
+    dns_listen: Vec<SocketAddr>,
 }
 
 impl Gateway {
@@ -175,6 +183,7 @@ impl Gateway {
             snapshot.identities = leases.identities();
         }
         let publisher = Publisher::new(snapshot);
+        let names = start_names(settings, &assembly)?;
         let engine = Engine::start(
             EngineSettings {
                 listen: settings.listen.clone(),
@@ -189,6 +198,9 @@ impl Gateway {
         for (address, slot) in engine.addresses() {
             say(format_args!("listening on {address} ({slot})"));
         }
+        for address in names.iter().flat_map(Responder::addresses) {
+            say(format_args!("answering for names on {address}"));
+        }
         let cores = match engine.cores().len() {
             1 => "1 core".to_owned(),
             count => format!("{count} cores"),
@@ -202,6 +214,7 @@ impl Gateway {
             publisher,
             engine: ManuallyDrop::new(engine),
             log,
+            names,
             started: Started::with(settings),
             drain: settings.timeouts.drain,
             reload: None,
@@ -247,12 +260,14 @@ impl Gateway {
         let descriptors = std::fs::read_dir("/proc/self/fd")
             .map(|list| format!("descriptors={} ", list.count() - 1))
             .unwrap_or_default();
-        let leases = self.leases.as_ref().map(Registry::counts);
-        say(format_args!(
-            "counts: {descriptors}{}{}",
-            leases.unwrap_or_default(),
-            self.engine.totals()
-        ));
+        let words = [
+            Some(self.engine.totals().to_string()),
+            self.leases.as_ref().map(Registry::counts),
+            self.names.as_ref().map(Responder::counts),
+        ];
+        let words = words.into_iter().flatten();
+        let words: Vec<_> = words.filter(|words| !words.is_empty()).collect();
+        say(format_args!("counts: {descriptors}{}", words.join(" ")));
     }
 
     /// Reads the configuration again. When it is refused, nothing changes.
@@ -347,6 +362,9 @@ impl Gateway {
             }
             self.put_in_force(snapshot);
         }
+        if let (Some(names), Some(zone)) = (&self.names, self.assembly.zone()) {
+            names.publish(zone);
+        }
         if let Some(reload) = self.reload.take() {
             self.has_read = true;
             say(format_args!("reloaded: {}", reload.inventory));
@@ -383,6 +401,7 @@ impl Gateway {
         if let Some(log) = self.log {
             log.close();
         }
+        drop(self.names);
         ended.map_err(|EngineError| Fault::Broken)?;
         say(format_args!("stopped"));
         Ok(())
@@ -397,6 +416,7 @@ impl Started {
             limits: settings.limits,
             access_log: settings.access_log.clone(),
             leases: settings.leases.clone(),
+            dns_listen: dns_listen(settings).to_vec(),
         }
     }
 
@@ -426,6 +446,7 @@ impl Started {
             ),
             ("access_log", self.access_log != settings.access_log),
             ("leases", self.leases != settings.leases),
+            ("dns.listen", self.dns_listen != dns_listen(settings)),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -492,6 +513,16 @@ enum Wanted {
     End,
     Reload,
     Counts,
+}
+
+fn start_names(settings: &Settings, assembly: &Assembly) -> Result<Option<Responder>, Fault> {
+    let zone = assembly.zone().map(Arc::clone);
+    let responder = zone.map(|zone| Responder::start(dns_listen(settings), zone));
+    responder.transpose().map_err(Fault::Names)
+}
+
+fn dns_listen(settings: &Settings) -> &[SocketAddr] {
+    settings.dns.as_ref().map_or(&[], |dns| &dns.listen)
 }
 
 fn open_log(settings: &AccessLog) -> Result<Arc<Log>, Fault> {

@@ -5,72 +5,17 @@
 
 mod common;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    thread,
-};
+use std::net::Ipv4Addr;
 
 use common::{
     device,
     gateway::{Gateway, PREAMBLE, acme},
+    name_server::NameServer,
     upstream::Upstream,
     wire::Message as Answer,
 };
-use hickory_proto::{
-    op::Message,
-    rr::{RData, Record, RecordType},
-};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
-
-/// A name server on a loopback port that answers every question for IPv4 with these addresses.
-///
-/// Ends with an empty datagram.
-struct NameServer {
-    address: SocketAddr,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl NameServer {
-    fn start(addresses: &[Ipv4Addr]) -> Self {
-        let addresses = addresses.to_vec();
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let address = socket.local_addr().unwrap();
-        let thread = thread::spawn(move || {
-            let mut buffer = [0; 4_096];
-            loop {
-                let (count, from) = socket.recv_from(&mut buffer).unwrap();
-                if count == 0 {
-                    return;
-                }
-                let question = Message::from_vec(&buffer[..count]).unwrap();
-                let query = question.queries[0].clone();
-                let mut response =
-                    Message::response(question.metadata.id, question.metadata.op_code);
-                response.add_query(query.clone());
-                if query.query_type() == RecordType::A {
-                    response.add_answers(addresses.iter().map(|address| {
-                        Record::from_rdata(query.name().clone(), 30, RData::from(*address))
-                    }));
-                }
-                socket.send_to(&response.to_vec().unwrap(), from).unwrap();
-            }
-        });
-        Self {
-            address,
-            thread: Some(thread),
-        }
-    }
-}
-
-impl Drop for NameServer {
-    fn drop(&mut self) {
-        let waker = UdpSocket::bind("127.0.0.1:0").unwrap();
-        waker.send_to(&[], self.address).unwrap();
-        let ended = self.thread.take().unwrap().join();
-        assert!(ended.is_ok() || thread::panicking());
-    }
-}
 
 /// Asks a server by `url`, with these networks allowed.
 fn ask(url: &str, networks: &str, flags: &[&str]) -> Answer {

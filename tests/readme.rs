@@ -8,6 +8,7 @@ use std::{fs, path::Path};
 
 use common::gateway::command;
 use m2u::engine::proxy::failure::Failure;
+use tempfile::TempDir;
 
 fn readme() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
@@ -25,20 +26,57 @@ fn block<'r>(readme: &'r str, language: &str) -> &'r str {
         .unwrap()
 }
 
-#[test]
-fn the_configuration_to_start_from_is_accepted() {
+/// A folder with the configuration to start from.
+fn start() -> TempDir {
     let readme = readme();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("m2u.toml"), block(&readme, "toml")).unwrap();
     fs::write(folder.path().join("devices.csv"), block(&readme, "csv")).unwrap();
     fs::write(folder.path().join("acme.password"), "secret\n").unwrap();
+    folder
+}
+
+/// Runs the program in `folder`, which must agree.
+fn agrees(folder: &TempDir, words: &str) -> String {
     let done = command()
-        .arg("check")
+        .args(words.split(' '))
         .current_dir(folder.path())
         .output()
         .unwrap();
     let said = String::from_utf8(done.stderr).unwrap();
-    assert_eq!(done.status.code(), Some(0), "{said}");
+    assert_eq!(done.status.code(), Some(0), "{words}: {said}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn the_configuration_to_start_from_is_accepted() {
+    agrees(&start(), "check");
+}
+
+#[test]
+fn names_are_given_as_said() {
+    let readme = readme();
+    let (_, names) = readme.split_once("\n## Names\n").unwrap();
+    let (section, rest) = names.split_once("```sh\n").unwrap();
+    let folder = start();
+    let path = folder.path().join("m2u.toml");
+    let begin = fs::read_to_string(&path).unwrap();
+    let listen = begin
+        .lines()
+        .find(|line| line.starts_with("listen = "))
+        .unwrap();
+    let begin = begin.replace(listen, block(rest, "toml"));
+    fs::write(&path, format!("{begin}{}", block(section, "toml"))).unwrap();
+    agrees(&folder, "check");
+    let text = agrees(&folder, "dns snippet --format dnsmasq");
+    assert!(
+        text.contains("host-record=m2u2.talk2m.com,m2u2,10.8.0.3,60\n"),
+        "{text}"
+    );
+    for command in rest.lines().take_while(|line| *line != "```") {
+        let words = command.split(['>', '#']).next().unwrap().trim_end();
+        agrees(&folder, words.strip_prefix("m2u ").unwrap());
+    }
 }
 
 #[test]

@@ -21,6 +21,11 @@ connect = "250ms"
 [access_log]
 path = "access.log"
 
+[dns]
+listen = ["127.0.0.1:53"]
+addresses = ["10.8.0.2", "::ffff:10.8.0.9"]
+slots = { m2u3 = ["10.8.0.3", "fd00::3"] }
+
 [upstream]
 allow_networks = ["127.0.0.0/8"]
 client_certificate = "gateway.pem"
@@ -153,6 +158,8 @@ fn every_setting_is_shown_with_its_value() {
         limits = { head_bytes = 16384, fields = 100, body_bytes = 104857600,
             connections = 100000, connections_per_address = 64, pool_per_server = 32 }
         access_log = { path = "FOLDER/access.log", format = "json" }
+        dns = { listen = ["127.0.0.1:53"], addresses = ["10.8.0.2", "10.8.0.9"],
+            slots = { m2u3 = ["10.8.0.3", "fd00::3"] } }
         upstream = { allow_networks = ["127.0.0.0/8"] }
 
         [[account]]

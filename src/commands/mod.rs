@@ -1,6 +1,8 @@
-//! The subcommands, one file each.
+//! The subcommands, one file or folder each; `print` is what those share that print and end.
 
 pub mod check;
+pub mod dns;
+mod print;
 pub mod receive;
 pub mod run;
 pub mod show;

@@ -18,6 +18,7 @@ use super::{
     account::AccountReader,
     certificates::Certificates,
     devices::Roster,
+    dns::read_dns,
     document::Document,
     entry::{Entry, Table},
     files::Folder,
@@ -37,6 +38,7 @@ const ROOT_KEYS: &[&str] = &[
     "limits",
     "access_log",
     "upstream",
+    "dns",
     "leases",
     "account",
 ];
@@ -97,6 +99,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
     let defaults = read_defaults(&root, report);
     let access_log = read_access_log(&root, &folder, report);
     let leases = leases::read(&root, &folder, report);
+    let dns = read_dns(&root, &listeners.listen, report);
     let mut certificates = Certificates::new(&folder);
     let (allow_networks, client_certificate) = read_upstream(&root, &mut certificates, report);
     let devices = root.entry("devices");
@@ -135,6 +138,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
         timeouts: defaults.timeouts,
         limits: defaults.limits,
         access_log,
+        dns,
         allow_networks,
         leases,
         accounts,

@@ -3,13 +3,14 @@
 //! In reading order: [`flags`] are the command line's share, `load` turns file and flags into
 //! [`settings`], and every [`problem`] of a file is found in one pass. `document` and `entry` walk
 //! the TOML; `value` and `server_url` read single strings; `certificates`, `devices`, `device_list`
-//! and `files` read what the file names, `fleet` keeps devices small; `gateway`, `account` and `leases`
-//! put it together.
+//! and `files` read what the file names, `fleet` keeps devices small; `gateway`, `account`, `dns` and
+//! `leases` put it together.
 
 mod account;
 mod certificates;
 mod device_list;
 mod devices;
+mod dns;
 mod document;
 mod entry;
 mod files;
@@ -24,4 +25,4 @@ mod value;
 
 pub use certificates::read_key;
 pub use gateway::load;
-pub use value::{identity_value, network};
+pub use value::{identity_value, network, resolved_address, slot};

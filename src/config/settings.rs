@@ -2,7 +2,14 @@
 //!
 //! Nothing here reads files or knows TOML; `document` turns a file into these.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -23,6 +30,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Where exchanges are logged; `None`: nowhere.
     pub access_log: Option<AccessLog>,
+    /// Where m2u's own names are answered for; `None`: nowhere.
+    pub dns: Option<Dns>,
     /// Networks that upstream addresses may lie in although they are refused by default.
     pub allow_networks: Vec<IpNet>,
     /// Where leases come from beside the file; `None`: from nowhere.
@@ -34,6 +43,12 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The slots in which some account has a server; a slot of several comes several times.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        let servers = self.accounts.iter().flat_map(|account| &account.servers);
+        servers.map(|server| server.slot)
+    }
+
     /// What there is to serve.
     pub fn inventory(&self) -> Inventory {
         let accounts = self.accounts.iter();
@@ -180,6 +195,17 @@ pub enum LogFormat {
     Json,
     /// Columns for people.
     Text,
+}
+
+/// Where questions for m2u's own names are answered, and with which addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Sockets that devices ask, by UDP and TCP; never empty.
+    pub listen: Vec<SocketAddr>,
+    /// What every name resolves to; never empty, IPv4-mapped ones as IPv4.
+    pub addresses: Vec<IpAddr>,
+    /// What the names of single slots resolve to instead; none of the lists is empty.
+    pub slots: BTreeMap<Slot, Vec<IpAddr>>,
 }
 
 /// A customer: devices that send and servers that receive.

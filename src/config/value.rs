@@ -122,7 +122,10 @@ pub(super) fn domain(text: &str) -> Result<String, String> {
 }
 
 /// A slot's name: `m2u`, `m2u2` … `m2u999`.
-pub(super) fn slot(text: &str) -> Result<Slot, String> {
+///
+/// # Errors
+/// In words, with what is a slot.
+pub fn slot(text: &str) -> Result<Slot, String> {
     match Slot::parse(text.as_bytes()) {
         Some(slot) => Ok(slot),
         None if text.eq_ignore_ascii_case("m2u1") => {
@@ -138,6 +141,46 @@ pub(super) fn slot(text: &str) -> Result<Slot, String> {
 /// An address and port to listen on; port 0 lets the kernel choose.
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     socket_address(text, 80)
+}
+
+/// An address and port to answer questions on; port 0 lets the kernel choose.
+///
+/// Every address of the host at once is refused: an answer must come from the one that was asked.
+pub(super) fn dns_listen_address(text: &str) -> Result<SocketAddr, String> {
+    let address = socket_address(text, 53)?;
+    match address.ip().to_canonical().is_unspecified() {
+        true => Err(format!(
+            "{text:?} stands for every address of this host; name the one that devices ask, such as \
+             \"10.8.0.1:{}\"",
+            address.port()
+        )),
+        false => Ok(address),
+    }
+}
+
+/// An address that a name may resolve to; an IPv4-mapped one is IPv4.
+///
+/// # Errors
+/// In words, if it is no address, or none that a device could connect to.
+pub fn resolved_address(text: &str) -> Result<IpAddr, String> {
+    let Ok(address) = text.parse::<IpAddr>() else {
+        return Err(match text.parse::<SocketAddr>() {
+            Ok(address) => format!(
+                "{text:?} has a port, which no name can say; write \"{}\"",
+                address.ip()
+            ),
+            Err(_) => format!("{text:?} is not an address; write numbers, such as \"10.8.0.2\""),
+        });
+    };
+    let address = address.to_canonical();
+    let is_broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    match address.is_unspecified() || address.is_multicast() || is_broadcast {
+        true => Err(format!(
+            "{text:?} is no address that a device can connect to; write the one that m2u has inside \
+             the VPN, such as \"10.8.0.2\""
+        )),
+        false => Ok(address),
+    }
 }
 
 /// An address and port to connect to; port 0 is refused.
@@ -368,6 +411,49 @@ mod tests {
             ("localhost:443", "is not an address with a port"),
         ] {
             let message = upstream_address(text, 443).expect_err(text);
+            assert!(message.contains(words), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn names_resolve_to_what_a_device_can_connect_to() {
+        for (text, shown) in [
+            ("10.8.0.2", "10.8.0.2"),
+            ("fd00::2", "fd00::2"),
+            ("::ffff:10.8.0.2", "10.8.0.2"),
+            ("127.0.0.1", "127.0.0.1"),
+        ] {
+            let address = resolved_address(text).map(|address| address.to_string());
+            assert_eq!(address, Ok(shown.to_owned()));
+        }
+        for (text, words) in [
+            ("10.8.0.2:80", "write \"10.8.0.2\""),
+            ("[fd00::2]:80", "write \"fd00::2\""),
+            ("10.8.0.0/24", "is not an address"),
+            ("gateway", "is not an address"),
+            ("0.0.0.0", "can connect to"),
+            ("::", "can connect to"),
+            ("::ffff:0.0.0.0", "can connect to"),
+            ("224.0.0.1", "can connect to"),
+            ("ff02::1", "can connect to"),
+            ("255.255.255.255", "can connect to"),
+        ] {
+            let message = resolved_address(text).expect_err(text);
+            assert!(message.contains(words), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn questions_are_answered_on_an_address_of_its_own() {
+        assert!(dns_listen_address("10.8.0.1:53").is_ok());
+        assert!(dns_listen_address("[fd00::1]:0").is_ok());
+        for (text, words) in [
+            ("10.8.0.1", "\"10.8.0.1:53\""),
+            ("0.0.0.0:53", "\"10.8.0.1:53\""),
+            ("[::]:5353", "\"10.8.0.1:5353\""),
+            ("[::ffff:0.0.0.0]:53", "every address of this host"),
+        ] {
+            let message = dns_listen_address(text).expect_err(text);
             assert!(message.contains(words), "{text}: {message}");
         }
     }

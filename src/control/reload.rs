@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use rustls_pki_types::ServerName;
 
 use super::{
+    dns::zone::Zone,
     resolver::Resolver,
     trust::{TrustError, TrustId, TrustStore},
 };
@@ -84,6 +85,7 @@ struct Plan {
     identities: Arc<IdentityTable>,
     domain: Arc<str>,
     allow_networks: Arc<[IpNet]>,
+    zone: Option<Arc<Zone>>,
     upstreams: Vec<UpstreamPlan>,
     routes: Vec<RoutePlan>,
     /// A snapshot has been made of it.
@@ -139,6 +141,7 @@ impl Assembly {
         let mut plan = Plan {
             domain: settings.domain.as_deref().unwrap_or_default().into(),
             allow_networks: settings.allow_networks.clone().into(),
+            zone: zone(settings).map(Arc::new),
             ..Plan::default()
         };
         let mut ids = Vec::with_capacity(settings.accounts.len());
@@ -193,6 +196,11 @@ impl Assembly {
             .iter()
             .filter(|upstream| matches!(upstream.source, Source::Name))
             .map(|upstream| &*upstream.host)
+    }
+
+    /// m2u's own names for the settings in use; `None` if nobody shall answer for them.
+    pub fn zone(&self) -> Option<&Arc<Zone>> {
+        self.plan.zone.as_ref()
     }
 
     /// A snapshot of the settings in use with the addresses that `resolver` knows.
@@ -398,6 +406,15 @@ fn entries<'s>(
                 .map(move |network| (*network, identity))
         })
     })
+}
+
+fn zone(settings: &Settings) -> Option<Zone> {
+    let dns = settings.dns.as_ref()?;
+    Some(Zone::build(
+        settings.domain.as_deref(),
+        settings.slots(),
+        dns,
+    ))
 }
 
 fn without_brackets(host: &str) -> &str {

@@ -14,6 +14,7 @@
 pub mod cells;
 pub mod certificates;
 pub mod device;
+pub mod dig;
 pub mod engine;
 pub mod exchanges;
 pub mod faults;
@@ -22,6 +23,7 @@ pub mod flood;
 pub mod folder;
 pub mod gateway;
 pub mod golden;
+pub mod name_server;
 pub mod servers;
 pub mod shapes;
 pub mod upstream;

@@ -1,4 +1,4 @@
-//! Real servers, as users have them: nginx, Apache httpd, gunicorn.
+//! Real servers, as users have them: nginx, Apache httpd, gunicorn, dnsmasq, unbound.
 //!
 //! Each runs in the foreground on a loopback port of its own, out of a folder of its own, and is
 //! ended by its process id. A missing program fails the test; it never skips it.
@@ -118,6 +118,55 @@ impl Server {
                 .arg("--worker-tmp-dir")
                 .arg(dir)
                 .arg("app:application");
+            command
+        })
+    }
+
+    /// dnsmasq with this file in its folder of configurations; asks `upstream` for other names.
+    pub fn dnsmasq(snippet: &str, upstream: SocketAddr) -> Self {
+        Self::start(|dir, port| {
+            let shown = dir.to_str().unwrap();
+            let folder = dir.join("dnsmasq.d");
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("m2u.conf"), snippet).unwrap();
+            let config = format!(
+                "port={port}\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\n\
+                 server={}#{}\nconf-dir={shown}/dnsmasq.d/,*.conf\n",
+                upstream.ip(),
+                upstream.port()
+            );
+            fs::write(dir.join("dnsmasq.conf"), config).unwrap();
+            open_to_all(dir);
+            let mut command = Command::new(program("dnsmasq"));
+            command
+                .args(["--keep-in-foreground", "--log-facility=-"])
+                .arg(format!("--pid-file={shown}/dnsmasq.pid"))
+                .arg(format!("--conf-file={shown}/dnsmasq.conf"));
+            command
+        })
+    }
+
+    /// unbound with this file among those that it includes; asks `upstream` for other names.
+    pub fn unbound(snippet: &str, upstream: SocketAddr) -> Self {
+        Self::start(|dir, port| {
+            let shown = dir.to_str().unwrap();
+            let folder = dir.join("unbound.conf.d");
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("m2u.conf"), snippet).unwrap();
+            let config = format!(
+                "server:\n    interface: 127.0.0.1\n    port: {port}\n    do-daemonize: no\n    \
+                 username: \"\"\n    chroot: \"\"\n    directory: \"{shown}\"\n    pidfile: \"\"\n    \
+                 use-syslog: no\n    do-not-query-localhost: no\n    module-config: \"iterator\"\n\
+                 include-toplevel: \"{shown}/unbound.conf.d/*.conf\"\n\
+                 forward-zone:\n    name: \".\"\n    forward-addr: {}@{}\n\
+                 remote-control:\n    control-enable: no\n",
+                upstream.ip(),
+                upstream.port()
+            );
+            let path = dir.join("unbound.conf");
+            fs::write(&path, config).unwrap();
+            let mut command = Command::new(program("unbound"));
+            command.arg("-d").arg("-c").arg(path);
             command
         })
     }

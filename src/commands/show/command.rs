@@ -2,11 +2,7 @@
 //!
 //! Opens no listener; asks name servers only when told to.
 
-use std::{
-    io::{self, Write},
-    net::IpAddr,
-    process::ExitCode,
-};
+use std::{io, net::IpAddr, process::ExitCode};
 
 use tokio::{
     runtime,
@@ -15,6 +11,7 @@ use tokio::{
 
 use super::{device, effective, routes};
 use crate::{
+    commands::print::print,
     config::{flags::ConfigArguments, problem::Summary, settings::Settings},
     control::{reload::Assembly, resolver::Resolver},
     limits,
@@ -91,16 +88,4 @@ fn snapshot(settings: &Settings, assembly: &mut Assembly, wanted: bool) -> io::R
         while !resolver.is_settled() && timeout_at(by, resolver.events()).await.is_ok() {}
         assembly.first_snapshot(&resolver)
     }))
-}
-
-/// Prints to standard output; a reader that has seen enough (`| head`) is no fault.
-fn print(text: &str) -> ExitCode {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("standard output cannot be written: {error}");
-            ExitCode::FAILURE
-        }
-    }
 }

@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::config::settings::{
-    Account, Device, Leases, Listen, LogFormat, OnFailure, Server, Settings, Timeouts, Tuning,
+    Account, Device, Dns, Leases, Listen, LogFormat, OnFailure, Server, Settings, Timeouts, Tuning,
 };
 
 /// Stands where the configuration has a password.
@@ -110,6 +110,7 @@ fn sections(out: &mut String, settings: &Settings) {
     }
 
     leases(out, settings.leases.as_ref());
+    names(out, settings.dns.as_ref());
 
     out.push_str("\n[upstream]\n");
     let networks = array(settings.allow_networks.iter().map(network));
@@ -133,6 +134,33 @@ fn leases(out: &mut String, leases: Option<&Leases>) {
         None => out.push_str("# journal is not set: leases end with m2u\n"),
     }
     line(out, "unconfirmed", duration(leases.unconfirmed));
+}
+
+/// Where m2u's own names are answered for.
+fn names(out: &mut String, dns: Option<&Dns>) {
+    let Some(Dns {
+        listen,
+        addresses,
+        slots,
+    }) = dns
+    else {
+        out.push_str("\n# [dns] is absent: m2u answers no questions for its names\n");
+        return;
+    };
+    out.push_str("\n[dns]\n");
+    line(out, "listen", array(listen.iter().map(ToString::to_string)));
+    line(
+        out,
+        "addresses",
+        array(addresses.iter().map(ToString::to_string)),
+    );
+    let slots: Vec<_> = slots
+        .iter()
+        .map(|(slot, own)| format!("{slot} = {}", array(own.iter().map(ToString::to_string))))
+        .collect();
+    if !slots.is_empty() {
+        line(out, "slots", format!("{{ {} }}", slots.join(", ")));
+    }
 }
 
 fn render_account(out: &mut String, account: &Account) {

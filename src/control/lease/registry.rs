@@ -212,10 +212,10 @@ impl Registry {
         thread::yield_now();
     }
 
-    /// What has been counted, as words of the line that SIGUSR1 asks for, with a space behind each.
+    /// What has been counted, as words of the line that SIGUSR1 asks for.
     pub fn counts(&self) -> String {
         format!(
-            "leases={} lease_changes={} lease_refused={} ",
+            "leases={} lease_changes={} lease_refused={}",
             self.table.len(),
             self.counts.changes,
             self.counts.refused

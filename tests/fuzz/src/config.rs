@@ -123,6 +123,11 @@ fn is_password_line(line: &str) -> bool {
 /// What is accepted is as the engine relies on it.
 fn check_settings(settings: &Settings, secret: bool) {
     assert!(!settings.listen.is_empty());
+    if let Some(dns) = &settings.dns {
+        let lists = [&dns.addresses].into_iter().chain(dns.slots.values());
+        assert!(!dns.listen.is_empty() && lists.clone().all(|list| !list.is_empty()));
+        assert!(lists.flatten().all(|address| !address.is_unspecified()));
+    }
     let shown = format!("{settings:?}");
     assert!(!shown.contains(FILED_PASSWORD), "shows a file's password");
     assert!(!secret || !shown.contains(PASSWORD), "shows a password");

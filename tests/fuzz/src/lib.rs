@@ -10,6 +10,7 @@
 pub mod answer;
 pub mod chunked;
 pub mod config;
+pub mod dns;
 pub mod framing;
 pub mod head;
 pub mod pieces;
@@ -24,12 +25,13 @@ pub mod strict;
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// Every target, by the name of its file in `fuzz_targets`.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("head", head::check),
     ("framing", framing::check),
     ("chunked", chunked::check),
     ("rewrite", rewrite::check),
     ("answer", answer::check),
     ("proxy_protocol", proxy_protocol::check),
+    ("dns", dns::check),
     ("config", config::check),
 ];

@@ -32,6 +32,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             .collect(),
         "chunked" => bodies(),
         "proxy_protocol" => lines_of(include_str!("../seeds/proxy_protocol")),
+        "dns" => lines_of(include_str!("../seeds/dns")),
         "config" => configurations(),
         _ => Vec::new(),
     };

@@ -44,6 +44,11 @@ fn proxy_protocol() {
 }
 
 #[test]
+fn dns() {
+    run("dns");
+}
+
+#[test]
 fn config() {
     run("config");
 }
