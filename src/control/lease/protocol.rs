@@ -92,6 +92,9 @@ pub struct Reply {
     /// Leases shown before, or taken in by a `sync`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
+    /// Number of the line of a set that is at fault, the first behind `sync` being 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
     /// Why not, in one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
@@ -108,6 +111,7 @@ impl Reply {
             id,
             revision: Some(revision),
             count: None,
+            line: None,
             error: None,
             reason: None,
         }
@@ -120,6 +124,7 @@ impl Reply {
             id,
             revision: None,
             count: None,
+            line: None,
             error: Some(error.into()),
             reason: Some(reason.into()),
         }
