@@ -311,8 +311,10 @@ impl Connection {
             return Some(Job::Refused(reply));
         };
         if set.fault.is_none() {
+            let line = set.lines.len() + 1;
+            reply.line = Some(line);
             if let Some(reason) = &mut reply.reason {
-                *reason = format!("line {} of the set {reason}", set.lines.len() + 1);
+                *reason = format!("line {line} of the set {reason}");
             }
             set.fault = Some(reply);
             set.lines = Vec::new();

@@ -239,7 +239,14 @@ impl Registry {
                 Some(Op::Watch) => return Answer::Watch,
                 _ => return Answer::Is(Reply::refused(request.id, "malformed", "has no op")),
             },
-            Job::Sync { head, lines, id } => (*id, self.sync(head, lines).map(Some)),
+            Job::Sync { head, lines, id } => match self.sync(head, lines) {
+                Ok(count) => (*id, Ok(Some(count))),
+                Err((line, (error, reason))) => {
+                    self.counts.refused += 1;
+                    let reply = Reply::refused(*id, error, reason);
+                    return Answer::Is(Reply { line, ..reply });
+                }
+            },
         };
         match outcome {
             Ok(count) => Answer::Done { id, count },
@@ -268,19 +275,25 @@ impl Registry {
         released.map_err(refused)
     }
 
-    fn sync(&mut self, head: &Request, lines: &[Request]) -> Result<usize, Fault> {
-        let source = source(head)?;
+    /// Takes a set in; says which line of it is at fault, the first being 1, if it is one.
+    fn sync(&mut self, head: &Request, lines: &[Request]) -> Result<usize, (Option<usize>, Fault)> {
+        let whole = |fault| (None, fault);
         let at = |position: usize, (error, reason): Fault| {
-            (error, format!("line {} of the set: {reason}", position + 1))
+            let line = position + 1;
+            (
+                Some(line),
+                (error, format!("line {line} of the set: {reason}")),
+            )
         };
+        let source = source(head).map_err(whole)?;
         let mut offers = Vec::with_capacity(lines.len());
         for (position, line) in lines.iter().enumerate() {
             offers.push(self.offer(line).map_err(|fault| at(position, fault))?);
         }
         let synced = self.table.sync(source, head.epoch, &offers);
-        synced.map_err(|(position, error)| match lines.is_empty() {
-            true => refused(error),
-            false => at(position, refused(error)),
+        synced.map_err(|(position, error)| match position {
+            Some(position) => at(position, refused(error)),
+            None => whole(refused(error)),
         })?;
         Ok(offers.len())
     }
