@@ -96,8 +96,8 @@ Examples:
   wg show all allowed-ips | m2u lease import --wireguard - --peers peers.csv
 
 The gateway is the one whose socket is leases.socket of the configuration, or --socket. A command
-that ends with 0 has taken effect on every core. Sources, sessions, epochs and the socket's own words
-are described in scripts/leases/README.md.
+that ends with 0 has taken effect on every core. Sources, sessions, epochs and the words of the
+socket are described in scripts/leases/README.md.
 
 Exit codes: 0 done, 1 refused or not reached (the reason is on standard error), 2 wrong usage.";
 

@@ -22,6 +22,7 @@ pub mod flood;
 pub mod folder;
 pub mod gateway;
 pub mod golden;
+pub mod leases;
 pub mod servers;
 pub mod shapes;
 pub mod upstream;

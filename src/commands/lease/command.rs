@@ -248,7 +248,7 @@ pub fn execute(arguments: Arguments) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            eprintln!("m2u lease: {reason}");
+            tell(&reason);
             ExitCode::FAILURE
         }
     }
@@ -396,7 +396,7 @@ impl Watch {
         wire.wait_for_ever();
         // What comes from now on is shown: for whoever waits for that.
         let revision = reply.revision.unwrap_or_default();
-        eprintln!("m2u lease: watching from revision {revision} on");
+        tell(&format!("watching from revision {revision} on"));
         if !self.json {
             print(&shown::event_titles())?;
         }
@@ -474,7 +474,9 @@ impl Import {
             ));
         }
         for Peer { line, key, .. } in unknown {
-            eprintln!("m2u lease: {file}:{line}: left out: {list} does not have the peer {key}");
+            tell(&format!(
+                "{file}:{line}: left out: {list} does not have the peer {key}"
+            ));
         }
         Ok(())
     }
@@ -516,6 +518,11 @@ fn name(path: &Path) -> String {
         true => "standard input".to_owned(),
         false => path.display().to_string(),
     }
+}
+
+/// Tells people. Whether they listen makes no difference to what has been done.
+fn tell(message: &str) {
+    let _ = writeln!(io::stderr().lock(), "m2u lease: {message}");
 }
 
 fn print(text: &str) -> Result<(), String> {
