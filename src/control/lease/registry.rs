@@ -444,6 +444,8 @@ impl Registry {
                 })?,
             }
         }
+        // The number with it: whoever was told it must never see it again.
+        journal.add(&self.alive_now())?;
         journal.flush()
     }
 
@@ -454,13 +456,17 @@ impl Registry {
             source: source.to_owned(),
             epoch,
         });
-        let alive = Record::Alive {
-            at_ms: now(),
-            revision: self.table.revision(),
-        };
+        let alive = self.alive_now();
         let leases = self.table.leases();
         let leases = leases.map(|lease| line(Record::Lease(self.shown(&lease))));
         journal.rewrite(epochs.chain([alive]).map(line).chain(leases))
+    }
+
+    fn alive_now(&self) -> Record<'static> {
+        Record::Alive {
+            at_ms: now(),
+            revision: self.table.revision(),
+        }
     }
 
     fn note_alive(&mut self) {
@@ -469,12 +475,9 @@ impl Registry {
         }
         self.alive = Instant::now() + limits::JOURNAL_ALIVE;
         self.watchers.retain(|watcher| !watcher.is_closed());
+        let alive = self.alive_now();
         let Some(journal) = &mut self.journal else {
             return;
-        };
-        let alive = Record::Alive {
-            at_ms: now(),
-            revision: self.table.revision(),
         };
         if let Err(error) = journal.add(&alive).and_then(|()| journal.flush())
             && let Some(journal) = self.journal.take()
