@@ -545,8 +545,10 @@ fn age(folder: &Path, ms: u64) {
     let text = fs::read_to_string(&path).unwrap();
     let older = text.lines().map(|line| {
         let mut record: Value = serde_json::from_str(line).unwrap();
-        if let Some(at) = record.pointer_mut("/alive/at_ms") {
-            *at = at.as_u64().unwrap().saturating_sub(ms).into();
+        for time in ["/alive/at_ms", "/lease/until_ms"] {
+            if let Some(at) = record.pointer_mut(time) {
+                *at = (at.as_u64().unwrap() - ms).into();
+            }
         }
         format!("{record}\n")
     });

@@ -105,6 +105,7 @@ mod tests {
             session: Some("s1".into()),
             epoch: 0,
             expires_ms,
+            until_ms: None,
             state: State::Unconfirmed,
         }
     }

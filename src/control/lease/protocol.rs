@@ -167,6 +167,9 @@ pub struct Shown<'a> {
     /// When it ends by itself, in milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<UnixMs>,
+    /// While nobody has confirmed it: until when it is served all the same, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<UnixMs>,
     /// How it stands.
     pub state: State,
 }
@@ -181,6 +184,10 @@ impl<'a> Shown<'a> {
             Standing::Unconfirmed(until) if until > now => State::Unconfirmed,
             Standing::Unconfirmed(_) => State::Suspended,
         };
+        let until_ms = match claim.standing {
+            Standing::Confirmed => None,
+            Standing::Unconfirmed(until) => Some(until),
+        };
         Self {
             address: written(lease.place.network).into(),
             scope: scope.map(Cow::Borrowed),
@@ -190,6 +197,7 @@ impl<'a> Shown<'a> {
             session: (!claim.session.is_empty()).then_some(Cow::Borrowed(&*claim.session)),
             epoch: claim.epoch,
             expires_ms: claim.expires,
+            until_ms,
             state,
         }
     }

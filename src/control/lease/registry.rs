@@ -122,13 +122,16 @@ impl Registry {
         registry.table.adopt(directory, fixed);
         let mut news = Vec::new();
         if let Some(path) = &settings.journal {
-            let (journal, memory) =
-                Journal::open(path).map_err(|error| RegistryError::Journal(path.clone(), error))?;
-            registry.journal = Some(journal);
+            let fault = |error| RegistryError::Journal(path.clone(), error);
+            let (mut journal, memory) = Journal::open(path).map_err(fault)?;
             registry.remember(memory, &mut news);
+            // Nobody waits for it.
+            drop(registry.table.commit());
+            // Each line says by itself now until when it is believed: that the gateway is at work
+            // makes none of them younger.
+            registry.rewrite(&mut journal).map_err(fault)?;
+            registry.journal = Some(journal);
         }
-        // What was remembered is in the journal already.
-        drop(registry.table.commit());
         if let Some(path) = &settings.socket {
             let own = nix::unistd::geteuid().as_raw();
             let mut users = vec![0, own];
@@ -494,14 +497,18 @@ impl Registry {
         }
         let until = memory.alive_ms + self.unconfirmed.as_millis() as UnixMs;
         let (mut restored, mut dropped) = (0_usize, memory.unread);
+        let mut latest = 0;
         for line in memory.leases.values() {
             match self.restore(line, until) {
-                Ok(()) => restored += 1,
+                Ok(until) => {
+                    restored += 1;
+                    latest = until.max(latest);
+                }
                 Err(_) => dropped += 1,
             }
         }
         if restored > 0 {
-            let left = until.saturating_sub(now()) / 1_000;
+            let left = latest.saturating_sub(now()) / 1_000;
             news.push(format!(
                 "{restored} leases are remembered, for {left} s unless they are confirmed"
             ));
@@ -513,7 +520,8 @@ impl Registry {
         }
     }
 
-    fn restore(&mut self, line: &str, until: UnixMs) -> Result<(), Fault> {
+    /// Takes in one lease, believed until then at most; answers until when it is.
+    fn restore(&mut self, line: &str, until: UnixMs) -> Result<UnixMs, Fault> {
         let record = serde_json::from_str(line).map_err(|error| malformed(error.to_string()))?;
         let Record::Lease(lease) = record else {
             return Err(malformed("is no lease"));
@@ -530,10 +538,12 @@ impl Registry {
             expires: lease.expires_ms,
             replace: false,
         };
+        // What nobody had confirmed before, either, is older than the last sign of life.
+        let until = lease.until_ms.map_or(until, |before| before.min(until));
         let restored = self
             .table
             .restore(&lease.source, lease.epoch, &offer, until);
-        restored.map_err(refused)
+        restored.map(|()| until).map_err(refused)
     }
 
     fn tell_watchers(&mut self, commit: &Commit) {
