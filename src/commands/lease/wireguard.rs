@@ -221,7 +221,7 @@ mod tests {
             format!("wg0\t{ONE}\t10.8.0.7/32\nwg0\t{ONE}\t{TWO}\n"),
             format!("wg0\t{ONE}\n"),
             format!("{ONE}\n"),
-            format!("{ONE}"),
+            ONE.to_owned(),
             format!("[Interface]\nPrivateKey = {ONE}\n"),
             "[Interface]\nPRIVATEKEY = short\n".to_owned(),
             "interface: wg0\n  private key: (hidden)\n".to_owned(),

@@ -132,7 +132,9 @@ fn remove_abandoned(path: &Path) -> io::Result<()> {
             io::ErrorKind::AddrInUse,
             "another process listens there; end it, or choose another name",
         )),
-        Err(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        // Whether somebody listens can't be told.
+        Err(error) => Err(error),
     }
 }
 
