@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, dns, receive, run, show};
+use crate::commands::{check, dns, lease, receive, run, show};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage.
@@ -49,6 +49,9 @@ enum Command {
     Show(show::Arguments),
     /// Put m2u's own names into another DNS server
     Dns(dns::Arguments),
+    /// Tell a running gateway who speaks from which address, or show what it knows
+    #[command(after_help = LEASE_EXAMPLES)]
+    Lease(lease::Arguments),
     /// Receive as a small customer's server would, and print what arrives
     #[command(after_help = RECEIVE_EXAMPLES)]
     Receive(receive::Arguments),
@@ -83,6 +86,22 @@ Examples:
   m2u show > effective.toml         what is printed is a configuration again; passwords are \"***\"
 
 Exit codes: 0 shown, 1 the configuration is refused or no device has the address, 2 wrong usage.";
+
+const LEASE_EXAMPLES: &str = "\
+Examples:
+  m2u lease add 10.8.0.7 --account acme --device press-07
+  m2u lease add 192.168.7.0/24 --account acme --device press-07 --expires 10m
+  m2u lease release 10.8.0.7
+  m2u lease sync fleet.csv --source plant    the whole set of a source, at once
+  m2u lease list --address 10.8.0.7          whose it is, and who says so
+  m2u lease watch --json                     every change, one JSON object a line
+  wg show all allowed-ips | m2u lease import --wireguard - --peers peers.csv
+
+The gateway is the one whose socket is leases.socket of the configuration, or --socket. A command
+that ends with 0 has taken effect on every core. Sources, sessions, epochs and the words of the
+socket are described in scripts/leases/README.md.
+
+Exit codes: 0 done, 1 refused or not reached (the reason is on standard error), 2 wrong usage.";
 
 const RECEIVE_EXAMPLES: &str = "\
 Examples:
@@ -120,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Show(arguments) => show::execute(arguments),
         Command::Check(arguments) => check::execute(arguments),
         Command::Dns(arguments) => dns::execute(arguments),
+        Command::Lease(arguments) => lease::execute(arguments),
         Command::Receive(arguments) => receive::execute(arguments),
     }
 }

@@ -214,8 +214,13 @@ fn a_set_is_taken_in_whole_or_not_at_all() {
     ] {
         let set = [offer("10.0.0.3", "press"), bad];
         let (at, _) = table.sync("vpn", None, &set).expect_err("a bad one");
-        assert_eq!(at, position);
+        assert_eq!(at, Some(position));
     }
+    // What is wrong with all of it is no line's fault.
+    let (at, _) = table
+        .sync("config", None, &[offer("10.0.0.3", "press")])
+        .expect_err("a name");
+    assert_eq!(at, None);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
     // Within a set, devices may change places.

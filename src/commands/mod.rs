@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod dns;
+pub mod lease;
 mod print;
 pub mod receive;
 pub mod run;

@@ -416,11 +416,12 @@ fn check_header(record: &ByteRecord) -> Result<(), String> {
     })
 }
 
-/// The line a record begins on. The reader counts from where it stopped, before blank lines.
-fn record_line(bytes: &[u8], record: &ByteRecord) -> u64 {
+/// The line of `bytes` that a record read from them begins on, from 1.
+pub fn record_line(bytes: &[u8], record: &ByteRecord) -> u64 {
     let Some(position) = record.position() else {
         return 1;
     };
+    // The reader counts from where it stopped, before blank lines.
     let start = usize::try_from(position.byte()).unwrap_or(bytes.len());
     let blank = bytes.get(start..).unwrap_or_default().iter();
     let skipped = blank

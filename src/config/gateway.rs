@@ -30,7 +30,8 @@ use super::{
 };
 use crate::limits;
 
-const ROOT_KEYS: &[&str] = &[
+/// Keys of the file that stand in no table.
+pub(super) const ROOT_KEYS: &[&str] = &[
     "domain",
     "listen",
     "devices",

@@ -2,36 +2,50 @@
 //!
 //! Looks users up in the system's list; makes neither socket nor journal.
 
+use std::path::{Path, PathBuf};
+
 use super::{
+    document::Document,
     entry::{Entry, Table},
     files::Folder,
-    gateway::{file_name, written_file},
-    problem::Report,
+    gateway::{ROOT_KEYS, file_name, written_file},
+    problem::{Problem, Report},
     settings::{FeedUser, Leases},
     value,
 };
 use crate::limits;
 
 const KEYS: &[&str] = &["socket", "users", "journal", "unconfirmed"];
+const FORM: &str = "[leases]";
 /// Bytes of a Unix socket's path, as the system has it (`sun_path`, with its end).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// The socket that the configuration at `path` gives to feeds, if any. Users and files that it names
+/// are not looked at.
+///
+/// # Errors
+/// What is wrong with the file itself, or with the socket's path.
+pub fn feed_socket(path: &Path) -> Result<Option<PathBuf>, Vec<Problem>> {
+    let mut report = Report::default();
+    let socket = find_socket(path, &mut report);
+    match report.is_empty() {
+        true => Ok(socket),
+        false => Err(report.into_problems()),
+    }
+}
+
+fn find_socket(path: &Path, report: &mut Report) -> Option<PathBuf> {
+    let document = Document::read(path, report)?;
+    let entries = document.parse(report);
+    let root = Table::root(&document, &entries, ROOT_KEYS, report);
+    let table = root.entry("leases")?.table(KEYS, FORM, report)?;
+    read_socket(&table, &Folder::of(path), report)
+}
+
 /// Reads the section, if there is one.
 pub(super) fn read(root: &Table<'_>, folder: &Folder, report: &mut Report) -> Option<Leases> {
-    let table = root.entry("leases")?.table(KEYS, "[leases]", report)?;
-    let socket = table.entry("socket").and_then(|entry| {
-        let path = |name: &str| {
-            let path = folder.join(&file_name(name)?);
-            match path.as_os_str().len() {
-                0..=SOCKET_PATH_BYTES_MAX => Ok(path),
-                bytes => Err(format!(
-                    "makes a path of {bytes} bytes; the system allows {SOCKET_PATH_BYTES_MAX}: \
-                     write a shorter one, such as \"/run/m2u/feed.sock\""
-                )),
-            }
-        };
-        entry.parse(path, report)
-    });
+    let table = root.entry("leases")?.table(KEYS, FORM, report)?;
+    let socket = read_socket(&table, folder, report);
     let users = table.entry("users").map(|entry| read_users(&entry, report));
     let journal = table
         .entry("journal")
@@ -46,6 +60,20 @@ pub(super) fn read(root: &Table<'_>, folder: &Folder, report: &mut Report) -> Op
         journal,
         unconfirmed: unconfirmed.unwrap_or(limits::UNCONFIRMED_DEFAULT),
     })
+}
+
+fn read_socket(table: &Table<'_>, folder: &Folder, report: &mut Report) -> Option<PathBuf> {
+    let path = |name: &str| {
+        let path = folder.join(&file_name(name)?);
+        match path.as_os_str().len() {
+            0..=SOCKET_PATH_BYTES_MAX => Ok(path),
+            bytes => Err(format!(
+                "makes a path of {bytes} bytes; the system allows {SOCKET_PATH_BYTES_MAX}: write \
+                 a shorter one, such as \"/run/m2u/feed.sock\""
+            )),
+        }
+    };
+    table.entry("socket")?.parse(path, report)
 }
 
 fn read_users(entry: &Entry<'_>, report: &mut Report) -> Vec<FeedUser> {

@@ -24,5 +24,7 @@ pub mod settings;
 mod value;
 
 pub use certificates::read_key;
+pub use device_list::record_line;
 pub use gateway::load;
-pub use value::{identity_value, network, resolved_address, slot};
+pub use leases::feed_socket;
+pub use value::{duration, identity_value, network, resolved_address, slot};

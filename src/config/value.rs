@@ -14,7 +14,10 @@ use super::settings::{LogFormat, OnFailure, Slot};
 use crate::limits;
 
 /// A duration: a whole number and one of the units `ms`, `s`, `m`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// In words, if it is none, or longer than a day.
+pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let milliseconds = match unit {

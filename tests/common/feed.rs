@@ -1,7 +1,8 @@
 //! A source of leases: raw lines over the feed's socket.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
+    net::Shutdown,
     os::unix::net::UnixStream,
     path::Path,
 };
@@ -38,15 +39,57 @@ impl Feed {
         (received > 0).then(|| serde_json::from_str(&line).unwrap())
     }
 
-    /// Sends one line; answers the reply.
-    pub fn ask(&mut self, line: &str) -> Value {
-        self.send(format!("{line}\n"));
+    /// Says that no more will come.
+    pub fn finish(&self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Whether the gateway has ended the connection, with nothing more to read.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
+    /// The next line, which must come.
+    pub fn next(&mut self) -> Value {
         self.receive().expect("a reply")
     }
 
-    /// Sends one line, which must be done.
-    pub fn done(&mut self, line: &str) {
+    /// Sends one line; answers the reply.
+    pub fn ask(&mut self, line: &str) -> Value {
+        self.send(format!("{line}\n"));
+        self.next()
+    }
+
+    /// Sends one line, which must be done; answers the number of the newest change.
+    pub fn done(&mut self, line: &str) -> u64 {
         let reply = self.ask(line);
         assert_eq!(reply["ok"], true, "{line}: {reply}");
+        reply["revision"].as_u64().unwrap()
+    }
+
+    /// Sends lines of which the last must be refused with this word; answers the reason.
+    pub fn refused(&mut self, lines: &str, error: &str) -> String {
+        let reply = self.ask(lines);
+        assert_eq!(reply["ok"], false, "{lines}: {reply}");
+        assert_eq!(reply["error"], error, "{lines}: {reply}");
+        assert!(reply.get("revision").is_none(), "{reply}");
+        reply["reason"].as_str().unwrap().to_owned()
+    }
+
+    /// All leases, as `address device state`, in the order in which they are listed.
+    pub fn leases(&mut self) -> Vec<String> {
+        self.send("{\"op\":\"list\"}\n");
+        let mut leases = Vec::new();
+        loop {
+            let line = self.next();
+            let Some(lease) = line.get("lease") else {
+                assert_eq!(line["ok"], true, "{line}");
+                assert_eq!(line["count"], leases.len(), "{line}");
+                return leases;
+            };
+            let word = |key: &str| lease[key].as_str().unwrap();
+            let words = [word("address"), word("device"), word("state")];
+            leases.push(words.join(" "));
+        }
     }
 }

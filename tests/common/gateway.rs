@@ -18,7 +18,7 @@ use super::wait_until;
 /// A running gateway.
 pub struct Gateway {
     child: Child,
-    dir: TempDir,
+    dir: Arc<TempDir>,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
     addresses: Vec<SocketAddr>,
@@ -88,14 +88,17 @@ impl Gateway {
         Self::start_by(shell, config, &[])
     }
 
-    fn start_by(mut command: Command, config: &str, flags: &[&str]) -> Self {
+    fn start_by(command: Command, config: &str, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("m2u.toml");
-        fs::write(&path, config).unwrap();
+        fs::write(dir.path().join("m2u.toml"), config).unwrap();
+        Self::start_in(Arc::new(dir), command, flags)
+    }
+
+    fn start_in(dir: Arc<TempDir>, mut command: Command, flags: &[&str]) -> Self {
         let mut child = command
             .arg("run")
             .arg("--config")
-            .arg(&path)
+            .arg(dir.path().join("m2u.toml"))
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -242,6 +245,16 @@ impl Gateway {
             reader.join().unwrap();
         }
         status.unwrap()
+    }
+
+    /// Ends it as a crash does, and starts it again in the same folder, which may be changed
+    /// `meanwhile`.
+    pub fn crash_and_restart(mut self, meanwhile: impl FnOnce(&Path)) -> Self {
+        self.signal("KILL");
+        self.wait();
+        let dir = Arc::clone(&self.dir);
+        meanwhile(dir.path());
+        Self::start_in(dir, command(), &[])
     }
 
     /// Ends it as an operator would; it must agree, and must not have met a fault of its own.

@@ -23,6 +23,7 @@ pub mod flood;
 pub mod folder;
 pub mod gateway;
 pub mod golden;
+pub mod leases;
 pub mod name_server;
 pub mod servers;
 pub mod shapes;

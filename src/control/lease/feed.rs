@@ -133,7 +133,9 @@ fn remove_abandoned(path: &Path) -> io::Result<()> {
             io::ErrorKind::AddrInUse,
             "another process listens there; end it, or choose another name",
         )),
-        Err(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        // Whether somebody listens can't be told.
+        Err(error) => Err(error),
     }
 }
 
@@ -313,8 +315,10 @@ impl Connection {
             return Some(Job::Refused(reply));
         };
         if set.fault.is_none() {
+            let line = set.lines.len() + 1;
+            reply.line = Some(line);
             if let Some(reason) = &mut reply.reason {
-                *reason = format!("line {} of the set {reason}", set.lines.len() + 1);
+                *reason = format!("line {line} of the set {reason}");
             }
             set.fault = Some(reply);
             set.lines = Vec::new();

@@ -75,7 +75,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads what is there, and opens it for more; it is made if there is none.
+    /// Reads what is there, and opens it to be [written anew](Self::rewrite); it is made if there is
+    /// none.
     ///
     /// # Errors
     /// The file cannot be read or written.
@@ -85,13 +86,12 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Memory::default(),
             Err(error) => return Err(error),
         };
-        let mut journal = Self {
+        let journal = Self {
             path: path.to_owned(),
             file: BufWriter::new(append(path)?),
             bytes: 0,
             bytes_live: 0,
         };
-        journal.rewrite(memory.lines())?;
         Ok((journal, memory))
     }
 
@@ -156,23 +156,6 @@ impl Journal {
         self.file = file;
         (self.bytes, self.bytes_live) = (bytes, bytes);
         Ok(())
-    }
-}
-
-impl Memory {
-    /// The lines that are still true.
-    fn lines(&self) -> impl Iterator<Item = io::Result<String>> {
-        let epochs = self.epochs.iter().map(|(source, epoch)| Record::Epoch {
-            source: source.clone(),
-            epoch: *epoch,
-        });
-        let alive = Record::Alive {
-            at_ms: self.alive_ms,
-            revision: self.revision,
-        };
-        let records = epochs.chain([alive]);
-        let records = records.map(|record| Ok(serde_json::to_string(&record)?));
-        records.chain(self.leases.values().map(|line| Ok(line.clone())))
     }
 }
 

@@ -92,6 +92,9 @@ pub struct Reply {
     /// Leases shown before, or taken in by a `sync`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
+    /// Number of the line of a set that is at fault, the first behind `sync` being 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
     /// Why not, in one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
@@ -108,6 +111,7 @@ impl Reply {
             id,
             revision: Some(revision),
             count: None,
+            line: None,
             error: None,
             reason: None,
         }
@@ -120,6 +124,7 @@ impl Reply {
             id,
             revision: None,
             count: None,
+            line: None,
             error: Some(error.into()),
             reason: Some(reason.into()),
         }
@@ -162,6 +167,9 @@ pub struct Shown<'a> {
     /// When it ends by itself, in milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<UnixMs>,
+    /// While nobody has confirmed it: until when it is served all the same, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<UnixMs>,
     /// How it stands.
     pub state: State,
 }
@@ -176,6 +184,10 @@ impl<'a> Shown<'a> {
             Standing::Unconfirmed(until) if until > now => State::Unconfirmed,
             Standing::Unconfirmed(_) => State::Suspended,
         };
+        let until_ms = match claim.standing {
+            Standing::Confirmed => None,
+            Standing::Unconfirmed(until) => Some(until),
+        };
         Self {
             address: written(lease.place.network).into(),
             scope: scope.map(Cow::Borrowed),
@@ -185,6 +197,7 @@ impl<'a> Shown<'a> {
             session: (!claim.session.is_empty()).then_some(Cow::Borrowed(&*claim.session)),
             epoch: claim.epoch,
             expires_ms: claim.expires,
+            until_ms,
             state,
         }
     }

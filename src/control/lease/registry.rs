@@ -123,13 +123,16 @@ impl Registry {
         registry.table.adopt(directory, fixed);
         let mut news = Vec::new();
         if let Some(path) = &settings.journal {
-            let (journal, memory) =
-                Journal::open(path).map_err(|error| RegistryError::Journal(path.clone(), error))?;
-            registry.journal = Some(journal);
+            let fault = |error| RegistryError::Journal(path.clone(), error);
+            let (mut journal, memory) = Journal::open(path).map_err(fault)?;
             registry.remember(memory, &mut news);
+            // Nobody waits for it.
+            drop(registry.table.commit());
+            // Each line says by itself now until when it is believed: that the gateway is at work
+            // makes none of them younger.
+            registry.rewrite(&mut journal).map_err(fault)?;
+            registry.journal = Some(journal);
         }
-        // What was remembered is in the journal already.
-        drop(registry.table.commit());
         if let Some(path) = &settings.socket {
             let own = nix::unistd::geteuid().as_raw();
             let mut users = vec![0, own];
@@ -246,7 +249,14 @@ impl Registry {
                 Some(Op::Watch) => return Answer::Watch,
                 _ => return Answer::Is(Reply::refused(request.id, "malformed", "has no op")),
             },
-            Job::Sync { head, lines, id } => (*id, self.sync(head, lines).map(Some)),
+            Job::Sync { head, lines, id } => match self.sync(head, lines) {
+                Ok(count) => (*id, Ok(Some(count))),
+                Err((line, (error, reason))) => {
+                    self.counts.refused += 1;
+                    let reply = Reply::refused(*id, error, reason);
+                    return Answer::Is(Reply { line, ..reply });
+                }
+            },
         };
         match outcome {
             Ok(count) => Answer::Done { id, count },
@@ -275,19 +285,25 @@ impl Registry {
         released.map_err(refused)
     }
 
-    fn sync(&mut self, head: &Request, lines: &[Request]) -> Result<usize, Fault> {
-        let source = source(head)?;
+    /// Takes a set in; says which line of it is at fault, the first being 1, if it is one.
+    fn sync(&mut self, head: &Request, lines: &[Request]) -> Result<usize, (Option<usize>, Fault)> {
+        let whole = |fault| (None, fault);
         let at = |position: usize, (error, reason): Fault| {
-            (error, format!("line {} of the set: {reason}", position + 1))
+            let line = position + 1;
+            (
+                Some(line),
+                (error, format!("line {line} of the set: {reason}")),
+            )
         };
+        let source = source(head).map_err(whole)?;
         let mut offers = Vec::with_capacity(lines.len());
         for (position, line) in lines.iter().enumerate() {
             offers.push(self.offer(line).map_err(|fault| at(position, fault))?);
         }
         let synced = self.table.sync(source, head.epoch, &offers);
-        synced.map_err(|(position, error)| match lines.is_empty() {
-            true => refused(error),
-            false => at(position, refused(error)),
+        synced.map_err(|(position, error)| match position {
+            Some(position) => at(position, refused(error)),
+            None => whole(refused(error)),
         })?;
         Ok(offers.len())
     }
@@ -440,6 +456,8 @@ impl Registry {
                 })?,
             }
         }
+        // The number with it: whoever was told it must never see it again.
+        journal.add(&self.alive_now())?;
         journal.flush()
     }
 
@@ -450,13 +468,17 @@ impl Registry {
             source: source.to_owned(),
             epoch,
         });
-        let alive = Record::Alive {
-            at_ms: now(),
-            revision: self.table.revision(),
-        };
+        let alive = self.alive_now();
         let leases = self.table.leases();
         let leases = leases.map(|lease| line(Record::Lease(self.shown(&lease))));
         journal.rewrite(epochs.chain([alive]).map(line).chain(leases))
+    }
+
+    fn alive_now(&self) -> Record<'static> {
+        Record::Alive {
+            at_ms: now(),
+            revision: self.table.revision(),
+        }
     }
 
     fn note_alive(&mut self) {
@@ -465,12 +487,9 @@ impl Registry {
         }
         self.alive = Instant::now() + limits::JOURNAL_ALIVE;
         self.watchers.retain(|watcher| !watcher.is_closed());
+        let alive = self.alive_now();
         let Some(journal) = &mut self.journal else {
             return;
-        };
-        let alive = Record::Alive {
-            at_ms: now(),
-            revision: self.table.revision(),
         };
         if let Err(error) = journal.add(&alive).and_then(|()| journal.flush())
             && let Some(journal) = self.journal.take()
@@ -487,14 +506,18 @@ impl Registry {
         }
         let until = memory.alive_ms + self.unconfirmed.as_millis() as UnixMs;
         let (mut restored, mut dropped) = (0_usize, memory.unread);
+        let mut latest = 0;
         for line in memory.leases.values() {
             match self.restore(line, until) {
-                Ok(()) => restored += 1,
+                Ok(until) => {
+                    restored += 1;
+                    latest = until.max(latest);
+                }
                 Err(_) => dropped += 1,
             }
         }
         if restored > 0 {
-            let left = until.saturating_sub(now()) / 1_000;
+            let left = latest.saturating_sub(now()) / 1_000;
             news.push(format!(
                 "{restored} leases are remembered, for {left} s unless they are confirmed"
             ));
@@ -506,7 +529,8 @@ impl Registry {
         }
     }
 
-    fn restore(&mut self, line: &str, until: UnixMs) -> Result<(), Fault> {
+    /// Takes in one lease, believed until then at most; answers until when it is.
+    fn restore(&mut self, line: &str, until: UnixMs) -> Result<UnixMs, Fault> {
         let record = serde_json::from_str(line).map_err(|error| malformed(error.to_string()))?;
         let Record::Lease(lease) = record else {
             return Err(malformed("is no lease"));
@@ -523,10 +547,12 @@ impl Registry {
             expires: lease.expires_ms,
             replace: false,
         };
+        // What nobody had confirmed before, either, is older than the last sign of life.
+        let until = lease.until_ms.map_or(until, |before| before.min(until));
         let restored = self
             .table
             .restore(&lease.source, lease.epoch, &offer, until);
-        restored.map_err(refused)
+        restored.map(|()| until).map_err(refused)
     }
 
     fn tell_watchers(&mut self, commit: &Commit) {

@@ -206,19 +206,19 @@ impl LeaseTable {
     /// Puts `offers` in the place of all that `source` has claimed, at once.
     ///
     /// # Errors
-    /// [`Refused`] with the position of the offer at fault; nothing has changed.
+    /// [`Refused`], with the position of the offer at fault if it is one; nothing has changed.
     pub fn sync(
         &mut self,
         source: &str,
         epoch: Option<u64>,
         offers: &[Offer<'_>],
-    ) -> Result<(), (usize, Refused)> {
+    ) -> Result<(), (Option<usize>, Refused)> {
         let known = self.by_name.get(source).copied();
-        let whole = |refused| (0, refused);
+        let whole = |refused| (None, refused);
         self.check_epoch(known, epoch).map_err(whole)?;
         let mut wanted = HashMap::with_capacity(offers.len());
         for (position, offer) in offers.iter().enumerate() {
-            let at = |refused| (position, refused);
+            let at = |refused| (Some(position), refused);
             let device = self.claims.find(offer).map_err(at)?;
             // A set takes over from whatever the source said before.
             let offer = Offer {
@@ -231,8 +231,9 @@ impl LeaseTable {
                 return Err(at(Refused::Repeated(offer.place.network)));
             }
         }
-        if let Some(refused) = self.check_pairs(&wanted) {
-            return Err(whole(refused));
+        if let Some(position) = check_pairs(offers, &wanted) {
+            let network = offers[position].place.network;
+            return Err((Some(position), Refused::Repeated(network)));
         }
         if self.len + wanted.len() > limits::LEASES_MAX {
             return Err(whole(Refused::Full));
@@ -421,25 +422,6 @@ impl LeaseTable {
             .check_holder(source, epoch, offer, device, name_of)
     }
 
-    /// A network that a set gives to one device for all listeners and to another in a scope.
-    fn check_pairs(&self, wanted: &HashMap<Place, (Offer<'_>, DeviceId)>) -> Option<Refused> {
-        let scoped = wanted
-            .iter()
-            .filter(|(place, _)| place.scope != Scope::NONE);
-        for (place, (_, device)) in scoped {
-            let common = Place {
-                scope: Scope::NONE,
-                ..*place
-            };
-            if let Some((_, other)) = wanted.get(&common)
-                && other != device
-            {
-                return Some(Refused::Repeated(place.network));
-            }
-        }
-        None
-    }
-
     /// The number of the source that is called `name`, which is new if need be.
     fn source(&mut self, name: &str) -> Result<SourceId, Refused> {
         if let Some(source) = self.by_name.get(name) {
@@ -538,6 +520,22 @@ impl LeaseTable {
         let related = self.claims.related(place);
         self.stale.extend(related);
     }
+}
+
+/// The offer of a set that gives a network to another device in its scope than the set does for all
+/// listeners.
+fn check_pairs(
+    offers: &[Offer<'_>],
+    wanted: &HashMap<Place, (Offer<'_>, DeviceId)>,
+) -> Option<usize> {
+    let device = |place| wanted.get(&place).map(|(_, device)| *device);
+    offers.iter().position(|offer| {
+        let common = device(Place {
+            scope: Scope::NONE,
+            ..offer.place
+        });
+        common.is_some() && common != device(offer.place)
+    })
 }
 
 fn change(network: IpNet, entry: Option<Identity<'_>>) -> Change<'_> {

@@ -1,0 +1,660 @@
+//! The feed's socket as any program may speak to it, well or badly, and what outlives a restart.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    path::Path,
+    process::{Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use common::{
+    device::Device,
+    feed::Feed,
+    gateway::Gateway,
+    leases::{self, connect, lease, whose},
+    upstream::Upstream,
+    wait_until,
+};
+use m2u::limits;
+use serde_json::{Value, json};
+
+const PRESS: &str =
+    r#"{"op":"add","source":"vpn","address":"127.0.0.7","account":"acme","device":"press-07"}"#;
+
+/// A line that adds an address for a device of `acme`.
+fn add(address: &str, device: &str, more: &str) -> String {
+    format!(
+        r#"{{"op":"add","source":"vpn","address":"{address}","account":"acme","device":"{device}"{more}}}"#
+    )
+}
+
+/// A line of a set.
+fn line(address: &str, device: &str) -> String {
+    format!(r#"{{"address":"{address}","account":"acme","device":"{device}"}}"#)
+}
+
+/// A gateway where press-07 has 127.0.0.7, and a connection to its feed.
+fn gateway(upstream: &Upstream) -> (Gateway, Feed) {
+    let gateway = leases::gateway(&upstream.url(), "");
+    let mut feed = connect(&gateway);
+    feed.done(PRESS);
+    (gateway, feed)
+}
+
+/// Nothing but that address is leased.
+fn is_unchanged(gateway: &Gateway) {
+    let leases = connect(gateway).leases();
+    assert_eq!(leases, ["127.0.0.7 press-07 confirmed"]);
+    let seen = whose("127.0.0.7", gateway.address());
+    assert_eq!(seen, Ok("press-07".to_owned()));
+}
+
+#[test]
+fn what_is_no_request_is_refused_with_a_reason() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    for (line, words) in [
+        ("hello", "is no request"),
+        ("[]", "is no request"),
+        ("{\"op\":\"add\"", "is no request"),
+        ("{\"op\":\"grab\"}", "unknown variant `grab`"),
+        (
+            "{\"op\":\"add\",\"adress\":\"127.0.0.8\"}",
+            "unknown field `adress`",
+        ),
+        ("{\"op\":\"add\",\"epoch\":-1}", "invalid value"),
+        ("{\"op\":\"list\"} {\"op\":\"list\"}", "trailing characters"),
+        ("{\"op\":\"add\",\"source\":\"vpn\"}", "has no address"),
+        (
+            "{\"op\":\"add\",\"source\":\"vpn\",\"address\":\"127.0.0.8\",\"account\":\"acme\"}",
+            "has no account, or no device",
+        ),
+        (
+            "{\"op\":\"add\",\"address\":\"127.0.0.8\",\"account\":\"acme\",\"device\":\"press-08\"}",
+            "has no source",
+        ),
+        (&add("127.0.0.8/24", "press-08", ""), "has bits set behind"),
+        (&add("localhost", "press-08", ""), "neither an address nor"),
+        (
+            &add("127.0.0.8", "press-08", ",\"session\":\"a\\u0007b\""),
+            "control character",
+        ),
+        (
+            &add("127.0.0.8", "press-08", ",\"expires_in\":4294967296"),
+            "invalid value",
+        ),
+        (
+            "{\"op\":\"list\",\"address\":\"press\"}",
+            "neither an address nor",
+        ),
+    ] {
+        let reason = feed.refused(line, "malformed");
+        assert!(reason.contains(words), "{line}: {reason}");
+    }
+    let long = "s".repeat(limits::LEASE_WORD_BYTES_MAX + 1);
+    let reason = feed.refused(&PRESS.replace("vpn", &long), "malformed");
+    assert!(reason.contains("source is longer than"), "{reason}");
+    feed.send(b"{\"op\":\"list\",\"source\":\"\xff\"}\n");
+    assert_eq!(feed.next()["error"], "malformed");
+    // Empty lines are no requests, and the connection is as good as before.
+    feed.send("\n\r\n  \n");
+    feed.done(PRESS);
+    is_unchanged(&gateway);
+    gateway.stop();
+}
+
+#[test]
+fn a_line_that_is_too_long_ends_the_connection() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    let room = limits::FEED_LINE_BYTES_MAX - PRESS.len();
+    feed.done(&format!("{PRESS}{}", " ".repeat(room)));
+    // What stood before it is done, what stands behind is not.
+    let long = add(
+        "127.0.0.8",
+        "press-08",
+        &" ".repeat(limits::FEED_LINE_BYTES_MAX),
+    );
+    feed.send(format!(
+        "{PRESS}\n{long}\n{}\n",
+        add("127.0.0.9", "press-09", "")
+    ));
+    assert_eq!(feed.next()["ok"], true);
+    assert_eq!(feed.next()["error"], "too_long");
+    assert!(feed.is_closed());
+    // Nor has it to come to its end.
+    let mut feed = connect(&gateway);
+    feed.send("x".repeat(limits::FEED_LINE_BYTES_MAX + 1));
+    assert_eq!(feed.next()["error"], "too_long");
+    assert!(feed.is_closed());
+    is_unchanged(&gateway);
+}
+
+#[test]
+fn what_is_out_of_order_is_refused() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":7"));
+    let order = "out_of_order";
+    let reason = feed.refused(r#"{"op":"commit","id":3}"#, order);
+    assert!(reason.contains("no sync"), "{reason}");
+    feed.refused(&line("127.0.0.8", "press-08"), order);
+    for epoch in [0, 6] {
+        let old = format!(",\"epoch\":{epoch}");
+        feed.refused(&add("127.0.0.8", "press-08", &old), order);
+        let release = format!(r#"{{"op":"release","source":"vpn","address":"127.0.0.7"{old}}}"#);
+        let reason = feed.refused(&release, order);
+        assert!(reason.contains("with epoch 7"), "{reason}");
+        let sync = format!("{{\"op\":\"sync\",\"source\":\"vpn\"{old}}}\n{{\"op\":\"commit\"}}");
+        feed.refused(&sync, order);
+    }
+    // A request within a set spoils it; its one reply comes at its end.
+    let set = format!(
+        "{{\"op\":\"sync\",\"source\":\"vpn\"}}\n{}\n{}\n{}\n{{\"op\":\"commit\",\"id\":4}}\n",
+        line("127.0.0.8", "press-08"),
+        add("127.0.0.9", "press-09", ",\"id\":5"),
+        line("127.0.0.10", "press-09"),
+    );
+    feed.send(set);
+    let reply = feed.next();
+    assert_eq!((&reply["error"], &reply["id"]), (&json!(order), &json!(4)));
+    assert_eq!(reply["line"], 2);
+    // The source's own newest run goes on.
+    feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":7"));
+    is_unchanged(&gateway);
+}
+
+#[test]
+fn whatever_is_not_known_is_refused() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    let other = add("127.0.0.8", "press-08", "");
+    for (line, error, words) in [
+        (
+            other.replace("acme", "gamma"),
+            "unknown_account",
+            "\"gamma\"",
+        ),
+        (
+            other.replace("press-08", "saw"),
+            "unknown_device",
+            "\"saw\"",
+        ),
+        (
+            other.replace("press-08", "mill-1"),
+            "unknown_device",
+            "\"acme\" has no device",
+        ),
+        (
+            add("127.0.0.8", "press-08", ",\"scope\":\"north\""),
+            "unknown_scope",
+            "\"north\"",
+        ),
+        (
+            add("127.0.0.8", "press-08", ",\"expires_in\":0"),
+            "expired",
+            "more time",
+        ),
+        (other.replace("vpn", "config"), "source", "another name"),
+        (add("127.0.0.7", "press-08", ""), "conflict", "press-07"),
+        (
+            r#"{"op":"release","source":"vpn","address":"127.0.0.8"}"#.to_owned(),
+            "no_lease",
+            "127.0.0.8",
+        ),
+        (
+            r#"{"op":"release","source":"vpn","address":"127.0.0.7","session":"s"}"#.to_owned(),
+            "other_session",
+            "127.0.0.7",
+        ),
+    ] {
+        let reason = feed.refused(&line, error);
+        assert!(reason.contains(words), "{line}: {reason}");
+    }
+    is_unchanged(&gateway);
+    assert_eq!(gateway.counts()["lease_refused"], 9);
+}
+
+#[test]
+fn a_set_is_refused_for_its_last_line() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    let mut set: Vec<String> = (0..10_000)
+        .map(|n| line(&format!("127.1.{}.{}", n / 200, n % 200), "press-08"))
+        .collect();
+    for (last, error) in [
+        (line("127.1.0.0", "press-08"), "repeated"),
+        (line("127.1.0.0", "press-09"), "repeated"),
+        (line("127.2.0.1", "saw"), "unknown_device"),
+        (line("127.2.0", "press-08"), "malformed"),
+        ("{\"address\":".to_owned(), "malformed"),
+        ("{}".to_owned(), "malformed"),
+    ] {
+        set.push(last);
+        let text = format!(
+            "{{\"op\":\"sync\",\"source\":\"vpn\"}}\n{}\n{{\"op\":\"commit\",\"id\":9}}",
+            set.join("\n")
+        );
+        let reply = feed.ask(&text);
+        assert_eq!(reply["error"], error, "{reply}");
+        assert_eq!((&reply["line"], &reply["id"]), (&json!(10_001), &json!(9)));
+        let reason = reply["reason"].as_str().unwrap();
+        assert!(reason.starts_with("line 10001 of the set"), "{reason}");
+        set.pop();
+    }
+    is_unchanged(&gateway);
+    // Without it, all of the rest is taken.
+    let text = format!(
+        "{{\"op\":\"sync\",\"source\":\"vpn\"}}\n{}\n{{\"op\":\"commit\"}}",
+        set.join("\n")
+    );
+    let reply = feed.ask(&text);
+    assert_eq!(
+        (&reply["ok"], &reply["count"]),
+        (&json!(true), &json!(10_000))
+    );
+    assert_eq!(whose("127.0.0.7", gateway.address()), Err(403));
+    assert_eq!(
+        whose("127.1.49.199", gateway.address()),
+        Ok("press-08".to_owned())
+    );
+}
+
+#[test]
+fn a_connection_that_ends_within_a_set_changes_nothing() {
+    let upstream = Upstream::echo();
+    let (gateway, _feed) = gateway(&upstream);
+    for end in ["", "{\"op\":\"commit\"}"] {
+        let mut feed = connect(&gateway);
+        let set = line("127.0.0.8", "press-08");
+        feed.send(format!(
+            "{{\"op\":\"sync\",\"source\":\"vpn\"}}\n{set}\n{end}"
+        ));
+        feed.finish();
+        assert!(feed.is_closed());
+        is_unchanged(&gateway);
+    }
+    // Nor is half a line a request.
+    let mut feed = connect(&gateway);
+    feed.send(add("127.0.0.8", "press-08", ""));
+    feed.finish();
+    assert!(feed.is_closed());
+    is_unchanged(&gateway);
+}
+
+#[test]
+fn requests_that_are_sent_ahead_are_answered_in_order() {
+    const REQUESTS: u64 = 5_000;
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    let is_known = |id: u64| !id.is_multiple_of(7);
+    let requests = (0..REQUESTS).map(|id| {
+        let device = if is_known(id) { "press-08" } else { "saw" };
+        format!("{}\n", add("127.0.0.8", device, &format!(",\"id\":{id}")))
+    });
+    let text: String = requests.collect();
+    let sender = std::thread::spawn(move || {
+        feed.send(&text);
+        feed
+    });
+    // Another one is served in between.
+    connect(&gateway).done(&add("127.0.0.9", "press-09", ""));
+    let mut feed = sender.join().unwrap();
+    let mut newest = 0;
+    for id in 0..REQUESTS {
+        let reply = feed.next();
+        assert_eq!(reply["id"], id, "{reply}");
+        assert_eq!(reply["ok"], is_known(id), "{reply}");
+        if is_known(id) {
+            let revision = reply["revision"].as_u64().unwrap();
+            assert!(revision >= newest, "{reply}");
+            newest = revision;
+        }
+    }
+    assert_eq!(
+        whose("127.0.0.8", gateway.address()),
+        Ok("press-08".to_owned())
+    );
+    gateway.stop();
+}
+
+/// Connects to `socket` as another user of this system; answers what the gateway says first.
+fn as_nobody(socket: &Path) -> Value {
+    const SCRIPT: &str = "\
+import os, pwd, socket, sys
+nobody = pwd.getpwnam('nobody')
+feed = socket.socket(socket.AF_UNIX)
+try:
+    os.setgroups([]); os.setgid(nobody.pw_gid); os.setuid(nobody.pw_uid)
+except PermissionError:
+    sys.exit('only root may become another user; run the tests as root')
+feed.connect(sys.argv[1])
+try:
+    feed.sendall(b'{\"op\":\"list\",\"id\":1}\\n')
+except BrokenPipeError:
+    pass
+sys.stdout.write(feed.makefile().readline())
+";
+    let done = Command::new("python3")
+        .args(["-c", SCRIPT])
+        .arg(socket)
+        .output()
+        .expect("python3 is missing; run scripts/setup");
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.success(), "{said}");
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+#[test]
+fn only_users_that_are_named_may_speak() {
+    let upstream = Upstream::echo();
+    for (users, expected) in [("", "denied"), ("users = [\"nobody\"]", "")] {
+        let gateway = leases::gateway(&upstream.url(), users);
+        // So that the socket itself says no, not the folder.
+        fs::set_permissions(gateway.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+        let reply = as_nobody(&gateway.path("feed.sock"));
+        assert_eq!(
+            reply["error"].as_str().unwrap_or_default(),
+            expected,
+            "{reply}"
+        );
+        assert_eq!(reply["ok"], expected.is_empty());
+        if !expected.is_empty() {
+            let reason = reply["reason"].as_str().unwrap();
+            assert!(reason.contains("leases.users"), "{reason}");
+        }
+    }
+}
+
+#[test]
+fn more_connections_than_there_may_be_are_told_so() {
+    let upstream = Upstream::echo();
+    let (gateway, feed) = gateway(&upstream);
+    let mut feeds = vec![feed];
+    while feeds.len() < limits::FEED_CONNECTIONS_MAX {
+        let mut feed = connect(&gateway);
+        // Taken in before the next one comes.
+        feed.done(PRESS);
+        feeds.push(feed);
+    }
+    let mut one_more = connect(&gateway);
+    assert_eq!(one_more.next()["error"], "busy");
+    assert!(one_more.is_closed());
+    lease(&gateway, "list").refused("too many feeds are connected");
+    // As soon as one goes, there is room.
+    drop(feeds.pop());
+    wait_until("room for one more", || {
+        let outcome = lease(&gateway, "list");
+        outcome.code == Some(0)
+    });
+    for feed in &mut feeds {
+        feed.done(PRESS);
+    }
+}
+
+#[test]
+fn the_socket_of_a_crash_is_replaced_and_a_live_one_is_not() {
+    let upstream = Upstream::echo();
+    let (first, _) = gateway(&upstream);
+    let socket = first.path("feed.sock");
+    // Another gateway with the same socket.
+    let second = |socket: &Path| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m2u.toml");
+        let text = leases::configuration(&upstream.url(), "");
+        let written = format!("{:?}", socket.display().to_string());
+        fs::write(&path, text.replace("\"feed.sock\"", &written)).unwrap();
+        let done = common::gateway::command()
+            .arg("run")
+            .arg("--config")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (code, said) = second(&socket);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("another process listens there"), "{said}");
+    is_unchanged(&first);
+    let gateway = first.crash_and_restart(|folder| assert!(folder.join("feed.sock").exists()));
+    connect(&gateway).done(PRESS);
+    // Nor is one that speaks in another way.
+    let other = UnixDatagram::bind(gateway.path("other.sock")).unwrap();
+    let (code, said) = second(&gateway.path("other.sock"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(gateway.path("other.sock").exists());
+    drop(other);
+    // A file that is no socket is somebody's.
+    fs::write(gateway.path("precious"), "precious").unwrap();
+    let (code, said) = second(&gateway.path("precious"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("that is no socket"), "{said}");
+    assert_eq!(fs::read(gateway.path("precious")).unwrap(), b"precious");
+    // An orderly end takes it away.
+    gateway.signal("TERM");
+    wait_until("the socket to go", || !socket.exists());
+}
+
+#[test]
+fn leases_outlive_a_crash_until_their_source_speaks() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    feed.done(&add(
+        "127.0.8.0/24",
+        "press-08",
+        ",\"session\":\"s1\",\"expires_in\":86400",
+    ));
+    feed.done(&add("127.0.0.9", "press-09", ""));
+    feed.done(r#"{"op":"release","source":"vpn","address":"127.0.0.9"}"#);
+    let gateway = gateway.crash_and_restart(|_| {});
+    assert!(
+        gateway.log().contains("m2u: 2 leases are remembered"),
+        "{}",
+        gateway.log()
+    );
+    let mut feed = connect(&gateway);
+    assert_eq!(
+        feed.leases(),
+        [
+            "127.0.0.7 press-07 unconfirmed",
+            "127.0.8.0/24 press-08 unconfirmed"
+        ]
+    );
+    assert_eq!(
+        whose("127.0.0.7", gateway.address()),
+        Ok("press-07".to_owned())
+    );
+    assert_eq!(
+        whose("127.0.8.1", gateway.address()),
+        Ok("press-08".to_owned())
+    );
+    assert_eq!(whose("127.0.0.9", gateway.address()), Err(403));
+    // It is what it was: its session, its end.
+    let release = r#"{"op":"release","source":"vpn","address":"127.0.8.0/24"}"#;
+    feed.refused(release, "other_session");
+    let shown = lease(&gateway, "list --address 127.0.8.0/24 --json").done();
+    assert!(
+        shown.contains("\"session\":\"s1\"") && shown.contains("\"expires_ms\":"),
+        "{shown}"
+    );
+    // Whoever had it may have lost it meanwhile: what its source says now counts.
+    feed.done(&add("127.0.0.7", "press-09", ""));
+    assert_eq!(
+        whose("127.0.0.7", gateway.address()),
+        Ok("press-09".to_owned())
+    );
+    let reply = feed.ask(&format!(
+        "{{\"op\":\"sync\",\"source\":\"vpn\"}}\n{}\n{{\"op\":\"commit\"}}",
+        line("127.0.8.0/24", "press-08")
+    ));
+    assert_eq!(reply["count"], 1);
+    assert_eq!(feed.leases(), ["127.0.8.0/24 press-08 confirmed"]);
+    assert_eq!(whose("127.0.0.7", gateway.address()), Err(403));
+    gateway.stop();
+}
+
+#[test]
+fn unconfirmed_leases_are_not_served_past_their_age() {
+    let upstream = Upstream::echo();
+    let gateway = leases::gateway(&upstream.url(), "unconfirmed = \"1s\"");
+    let mut feed = connect(&gateway);
+    feed.done(PRESS);
+    feed.done(&add("127.0.0.8", "press-08", ""));
+    let gateway = gateway.crash_and_restart(|_| {});
+    wait_until("the lease to be too old", || {
+        whose("127.0.0.7", gateway.address()) == Err(503)
+    });
+    let mut device = Device::connect("127.0.0.8", gateway.address());
+    let answer = device.ask("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+    assert_eq!(
+        (answer.status(), answer.token()),
+        (503, Some("destination_unavailable"))
+    );
+    assert!(answer.field("Retry-After").is_some(), "{}", answer.head);
+    let mut feed = connect(&gateway);
+    assert_eq!(
+        feed.leases(),
+        [
+            "127.0.0.7 press-07 suspended",
+            "127.0.0.8 press-08 suspended"
+        ]
+    );
+    feed.done(PRESS);
+    assert_eq!(
+        whose("127.0.0.7", gateway.address()),
+        Ok("press-07".to_owned())
+    );
+    assert_eq!(whose("127.0.0.8", gateway.address()), Err(503));
+    gateway.stop();
+}
+
+/// Makes the journal in `folder` as old as if the gateway had been away for so long.
+fn age(folder: &Path, ms: u64) {
+    let path = folder.join("journal");
+    let text = fs::read_to_string(&path).unwrap();
+    let older = text.lines().map(|line| {
+        let mut record: Value = serde_json::from_str(line).unwrap();
+        for time in ["/alive/at_ms", "/lease/until_ms"] {
+            if let Some(at) = record.pointer_mut(time) {
+                *at = (at.as_u64().unwrap() - ms).into();
+            }
+        }
+        format!("{record}\n")
+    });
+    fs::write(&path, older.collect::<String>()).unwrap();
+}
+
+#[test]
+fn restarts_make_no_lease_younger() {
+    let upstream = Upstream::echo();
+    let (gateway, _feed) = gateway(&upstream);
+    let gateway = gateway.crash_and_restart(|folder| age(folder, 300_000));
+    assert_eq!(
+        whose("127.0.0.7", gateway.address()),
+        Ok("press-07".to_owned())
+    );
+    // Six minutes later it is eleven minutes old, and ten are allowed.
+    let gateway = gateway.crash_and_restart(|folder| age(folder, 360_000));
+    assert_eq!(whose("127.0.0.7", gateway.address()), Err(503));
+    let gateway = gateway.crash_and_restart(|_| {});
+    assert_eq!(whose("127.0.0.7", gateway.address()), Err(503));
+    gateway.stop();
+}
+
+#[test]
+fn a_journal_that_a_crash_has_torn_keeps_what_is_whole() {
+    let upstream = Upstream::echo();
+    let (gateway, _feed) = gateway(&upstream);
+    let gateway = gateway.crash_and_restart(|folder| {
+        let path = folder.join("journal");
+        let mut journal = fs::OpenOptions::new().append(true).open(path).unwrap();
+        let torn = r#"{"lease":{"address":"127.0.0.8","source":"vpn","account":"acme","dev"#;
+        journal.write_all(torn.as_bytes()).unwrap();
+    });
+    let said = "m2u: 1 lines of the journal are over, unknown, or were cut short";
+    assert!(gateway.log().contains(said), "{}", gateway.log());
+    let mut feed = connect(&gateway);
+    assert_eq!(feed.leases(), ["127.0.0.7 press-07 unconfirmed"]);
+    feed.done(&add("127.0.0.8", "press-08", ""));
+    // What is written behind it can be read.
+    let gateway = gateway.crash_and_restart(|_| {});
+    assert_eq!(
+        connect(&gateway).leases(),
+        [
+            "127.0.0.7 press-07 unconfirmed",
+            "127.0.0.8 press-08 unconfirmed"
+        ]
+    );
+    // Nobody else may read who is where.
+    let mode = fs::metadata(gateway.path("journal"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    gateway.stop();
+}
+
+#[test]
+fn numbers_of_changes_and_runs_go_on_after_a_restart() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    let mut newest = 0;
+    for _ in 0..20 {
+        newest = feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":5"));
+    }
+    // A run is remembered even if nothing of it is left.
+    newest =
+        newest.max(feed.done(&add("127.0.0.8", "press-08", ",\"epoch\":9").replace("vpn", "hub")));
+    let end = r#"{"op":"release","source":"hub","address":"127.0.0.8"}"#;
+    newest = newest.max(feed.done(end));
+    let gateway = gateway.crash_and_restart(|_| {});
+    let mut feed = connect(&gateway);
+    feed.refused(
+        &add("127.0.0.7", "press-07", ",\"epoch\":4"),
+        "out_of_order",
+    );
+    let old = add("127.0.0.8", "press-08", ",\"epoch\":8").replace("vpn", "hub");
+    feed.refused(&old, "out_of_order");
+    let next = feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":5"));
+    assert!(next > newest, "{next} after {newest}");
+    // Likewise after an orderly end.
+    let reply = feed.ask(r#"{"op":"watch"}"#);
+    assert_eq!(reply["revision"], next);
+    gateway.stop();
+}
+
+#[test]
+fn a_lease_that_ended_while_the_gateway_was_away_is_over() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_millis() as u64;
+    feed.done(&add("127.0.0.8", "press-08", ",\"expires_in\":3600"));
+    let gateway = gateway.crash_and_restart(|folder| {
+        let path = folder.join("journal");
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().map(|line| {
+            let mut record: Value = serde_json::from_str(line).unwrap();
+            if let Some(at) = record.pointer_mut("/lease/expires_ms") {
+                *at = now.into();
+            }
+            format!("{record}\n")
+        });
+        fs::write(&path, lines.collect::<String>()).unwrap();
+    });
+    assert_eq!(
+        connect(&gateway).leases(),
+        ["127.0.0.7 press-07 unconfirmed"]
+    );
+    assert_eq!(whose("127.0.0.8", gateway.address()), Err(403));
+    gateway.stop();
+}
