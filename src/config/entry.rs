@@ -80,18 +80,21 @@ impl<'a> Table<'a> {
             if known.contains(&name) {
                 continue;
             }
-            // A quoted key may hold anything, even a line break.
-            let bare = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
-            let shown = match !name.is_empty() && name.chars().all(bare) {
-                true => name.to_owned(),
-                false => format!("{name:?}"),
-            };
             let place = self
                 .place
                 .at_line(self.document.line(key.span().start))
-                .at_key(self.key_path(&shown));
+                .at_key(self.key_path(&shown(name)));
             report.add(&place, unknown_key(name, known));
         }
+    }
+}
+
+/// A key as a message may show it: a quoted one may hold anything, even a line break.
+fn shown(key: &str) -> String {
+    let bare = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+    match !key.is_empty() && key.chars().all(bare) {
+        true => key.to_owned(),
+        false => format!("{key:?}"),
     }
 }
 
@@ -203,6 +206,24 @@ impl<'a> Entry<'a> {
         };
         table.report_unknown(known, report);
         Some(table)
+    }
+
+    /// The values of a table whose keys are names of the operator's own; `form` shows how to write
+    /// it in the message if it is none.
+    pub(super) fn named(
+        &self,
+        form: &str,
+        report: &mut Report,
+    ) -> Option<Vec<(&'a str, Entry<'a>)>> {
+        let DeValue::Table(entries) = self.value else {
+            return self.mismatch(&format!("a table: {form}"), report);
+        };
+        let entries = entries.iter().map(|(name, value)| {
+            let name: &str = name.get_ref();
+            let key = format!("{}.{}", self.place.key, shown(name));
+            (name, Entry::new(self.document, value, key))
+        });
+        Some(entries.collect())
     }
 
     /// Whether the value is a table.

@@ -17,12 +17,13 @@ use ipnet::IpNet;
 use super::{
     account::AccountReader,
     certificates::Certificates,
-    devices::Roster,
+    devices::{References, Roster},
     document::Document,
     entry::{Entry, Table},
     files::Folder,
     flags::Overrides,
     leases,
+    openvpn::HubReader,
     problem::{Place, Problem, Report},
     settings::{AccessLog, ClientCertificate, Limits, Listen, LogFormat, Settings, Slot, Timeouts},
     value,
@@ -38,6 +39,7 @@ const ROOT_KEYS: &[&str] = &[
     "access_log",
     "upstream",
     "leases",
+    "openvpn",
     "account",
 ];
 const LISTEN_KEYS: &[&str] = &["address", "slot", "scope", "proxy_protocol_from"];
@@ -124,6 +126,18 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
     if let Some((path, named)) = list {
         reader.read_list(&path, &named, &mut accounts, report);
     }
+    let references = References {
+        by_name: &reader.by_reference,
+        complete: !reader.unnamed,
+    };
+    let openvpn = HubReader::new(
+        &folder,
+        &root.place,
+        &listeners.listen,
+        &accounts,
+        references,
+    )
+    .read_all(&root, report);
     for (network, place) in &listeners.believed {
         reader.roster.check_believed(*network, place, report);
     }
@@ -137,6 +151,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
         access_log,
         allow_networks,
         leases,
+        openvpn,
         accounts,
         tuning: overrides.tuning(),
     })
