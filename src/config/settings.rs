@@ -203,9 +203,12 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// What the source of a hub's leases begins with; the hub's name follows.
+    pub const SOURCE_PREFIX: &str = "openvpn:";
+
     /// What its leases have as their source.
     pub fn source(&self) -> String {
-        format!("openvpn:{}", self.name)
+        format!("{}{}", Self::SOURCE_PREFIX, self.name)
     }
 }
 

@@ -87,22 +87,31 @@ impl Hubs {
         }
     }
 
-    /// Asks `hubs` from now on, at once first; what was heard of those before is forgotten.
+    /// Asks `hubs` from now on, at once first; what was heard of those before is forgotten. Answers
+    /// those before whose names are gone.
     ///
-    /// Changes nothing if they are those before. To be called within a tokio runtime.
-    pub fn follow(&mut self, hubs: &[Hub]) {
+    /// Changes nothing if they are the same. To be called within a tokio runtime.
+    pub fn follow(&mut self, hubs: &[Hub]) -> Vec<Hub> {
         if self.hubs == hubs {
-            return;
+            return Vec::new();
         }
         let (sender, heard) = mpsc::channel(limits::HUB_REPORTS_MAX);
         // Dropped, the tasks end.
         self.tasks = JoinSet::new();
         self.heard = heard;
-        self.hubs = hubs.to_vec();
         for hub in hubs {
-            self.tasks
-                .spawn(attend(Arc::new(hub.clone()), sender.clone()));
+            let hub = Arc::new(hub.clone());
+            self.tasks.spawn(attend(hub, sender.clone()));
         }
+        let mut gone = mem::replace(&mut self.hubs, hubs.to_vec());
+        gone.retain(|hub| hubs.iter().all(|other| other.name != hub.name));
+        gone
+    }
+
+    /// The hub whose leases have this source.
+    pub fn hub(&self, source: &str) -> Option<&Hub> {
+        let name = source.strip_prefix(Hub::SOURCE_PREFIX)?;
+        self.hubs.iter().find(|hub| *hub.name == *name)
     }
 
     /// Waits for news of a hub: for ever, if there is none. May be dropped; no news are lost.
@@ -289,7 +298,8 @@ mod tests {
         block_on(async {
             followed.follow(&hubs(folder, &["north"]));
             assert!(matches!(followed.next().await, Heard::Report(_)));
-            followed.follow(&hubs(folder, &["south"]));
+            let gone = followed.follow(&hubs(folder, &["south"]));
+            assert_eq!(gone.len(), 1);
             for _ in 0..3 {
                 let Heard::Report(report) = followed.next().await else {
                     panic!("a failure");
