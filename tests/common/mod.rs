@@ -22,9 +22,12 @@ pub mod flood;
 pub mod folder;
 pub mod gateway;
 pub mod golden;
+pub mod namespace;
 pub mod servers;
 pub mod shapes;
+pub mod speaker;
 pub mod upstream;
+pub mod vpn;
 pub mod wire;
 
 use std::time::{Duration, Instant};
