@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use common::folder::Folder;
 use m2u::config::settings::{HubStatus, Settings};
@@ -345,4 +345,26 @@ fn what_is_shown_is_a_configuration_again() {
             .stdout
             .contains("management = \"/run/openvpn/south.sock\"")
     );
+}
+
+#[test]
+fn the_guides_configurations_are_accepted() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/openvpn/README.md");
+    let guide = fs::read_to_string(guide).unwrap();
+    let blocks = guide.split("```toml\n").skip(1);
+    let blocks: Vec<&str> = blocks
+        .map(|text| text.split("```").next().unwrap())
+        .collect();
+    let [first, scopes] = blocks[..] else {
+        panic!("two configurations");
+    };
+    let folder = Folder::new();
+    folder.write("north.csv", "common_name,account,device\n");
+    // The user need not be there.
+    let first = first.replace("\"openvpn\"", "\"root\"");
+    let outcome = folder.check(&first, &[]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let scopes = format!("{scopes}[leases]\n[[account]]\nref = \"acme\"\n");
+    let outcome = folder.check(&scopes, &[]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
 }
