@@ -161,7 +161,7 @@ fn networks_behind_a_client_are_leased_and_hosts_in_them_are_not() {
         [
             format!("<lease> <add> <192.168.7.0/24> {rest}"),
             format!("<lease> <add> <fd00:7::/64> {rest}"),
-            "<lease> <release> <192.168.7.0/24>".to_owned(),
+            "<lease> <release> <192.168.7.0/24> <--any-session>".to_owned(),
         ]
     );
     let m2u = Asked::new("exit 1");
