@@ -216,6 +216,31 @@ pub const RING_ENTRIES_FLOOR: u32 = 64;
 /// Entries of the largest ring: the kernel's own bound.
 pub const RING_ENTRIES_CEILING: u32 = 32_768;
 
+/// Characters of a hub's name.
+pub const HUB_NAME_BYTES_MAX: usize = 64;
+/// Bytes of a common name, and of a pattern for them: OpenVPN itself cuts a name far earlier.
+pub const COMMON_NAME_BYTES_MAX: usize = 255;
+/// How often a hub is asked who is connected, if the file does not say.
+pub const HUB_POLL_DEFAULT: Duration = Duration::from_secs(30);
+/// How often a hub may be asked at most.
+pub const HUB_POLL_FLOOR: Duration = Duration::from_secs(1);
+/// How seldom a hub may be asked.
+pub const HUB_POLL_CEILING: Duration = Duration::from_secs(3_600);
+/// Bytes of a hub's status: about twenty thousand clients.
+pub const HUB_STATUS_BYTES_MAX: usize = 8_388_608;
+/// How old a status file may be before its hub counts as gone. OpenVPN writes it every minute, if
+/// its configuration does not say otherwise.
+pub const HUB_STATUS_AGE_MAX: Duration = Duration::from_secs(180);
+/// How long a status file must have been left alone before it is read: OpenVPN writes it in place,
+/// line by line.
+pub const HUB_STATUS_REST: Duration = Duration::from_millis(100);
+/// How often a status file that is being written is looked at again.
+pub const HUB_STATUS_LOOKS_MAX: u32 = 20;
+/// How long a hub's management interface may take to answer.
+pub const HUB_ANSWER: Duration = Duration::from_secs(5);
+/// Hubs' reports that may wait for the control thread.
+pub const HUB_REPORTS_MAX: usize = 16;
+
 /// The shortest timeout, in milliseconds.
 pub const TIMEOUT_MS_FLOOR: u64 = 1;
 /// The longest timeout, in milliseconds: a day.
@@ -239,6 +264,8 @@ pub const PROBLEMS_MAX: usize = 100;
 pub const CONFIG_BYTES_MAX: u64 = 268_435_456;
 /// Bytes of a device list: about twenty million lines.
 pub const DEVICES_BYTES_MAX: u64 = 1_073_741_824;
+/// Bytes of a list of common names: about ten million lines.
+pub const HUB_LIST_BYTES_MAX: u64 = 536_870_912;
 /// Bytes of a file with certificates or a key.
 pub const PEM_BYTES_MAX: u64 = 16_777_216;
 /// Bytes of a password file; what counts in the end is the rendered login.
@@ -269,4 +296,8 @@ const _: () = {
     assert!(DNS_RETRY_FLOOR.as_secs() <= DNS_RETRY_CEILING.as_secs());
     assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
     assert!(LOG_LINE_BYTES_MAX < LOG_BUFFER_BYTES);
+    assert!(COMMON_NAME_BYTES_MAX <= u8::MAX as usize);
+    assert!(IDENTITY_VALUE_BYTES_MAX <= u8::MAX as usize);
+    assert!(HUB_POLL_FLOOR.as_secs() <= HUB_POLL_DEFAULT.as_secs());
+    assert!(HUB_POLL_DEFAULT.as_secs() <= HUB_POLL_CEILING.as_secs());
 };

@@ -315,7 +315,7 @@ impl Gateway {
         let directory = directory(settings, &self.assembly);
         let fixed = Arc::clone(self.assembly.identities());
         leases
-            .adopt(directory, fixed)
+            .adopt(directory, fixed, &settings.openvpn)
             .iter()
             .for_each(|news| say(format_args!("{news}")));
         let snapshot = Snapshot {
@@ -336,7 +336,8 @@ impl Gateway {
             publisher.publish_moved(snapshot, moved);
         };
         if let Some(leases) = &mut self.leases {
-            leases.apply(work, publish);
+            let news = leases.apply(work, publish);
+            news.iter().for_each(|news| say(format_args!("{news}")));
         }
     }
 
@@ -538,8 +539,9 @@ fn start_leases(
 ) -> Result<Registry, Fault> {
     let directory = directory(settings, assembly);
     let fixed = Arc::clone(assembly.identities());
-    let (registry, news) =
+    let (mut registry, news) =
         Registry::start(leases, &settings.listen, directory, fixed).map_err(Fault::Leases)?;
+    registry.follow(&settings.openvpn);
     news.iter().for_each(|news| say(format_args!("{news}")));
     Ok(registry)
 }

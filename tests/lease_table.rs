@@ -262,6 +262,39 @@ fn what_was_seen_does_not_undo_what_was_said_since() {
 }
 
 #[test]
+fn what_was_seen_does_not_bring_back_what_ended_since() {
+    let mut table = table();
+    table.expect_reports("hub").expect("a source");
+    table
+        .add("hub", Some(1), &offer("10.0.0.2", "mill"))
+        .expect("free");
+    table.advance(2_000);
+    table
+        .release("hub", Some(1), place(0, "10.0.0.2"), None)
+        .expect("its own");
+    let seen = [offer("10.0.0.2", "mill")];
+    table.reconcile("hub", 1_500, &seen);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::NoLease));
+    table.reconcile("hub", 2_500, &seen);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+
+    // The hub begins anew: what was seen of its earlier run says nothing of this one.
+    table.advance(4_000);
+    table
+        .add("hub", Some(2), &offer("10.0.0.3", "saw"))
+        .expect("free");
+    let seen = [offer("10.0.0.2", "mill"), offer("10.0.0.4", "mill")];
+    table.reconcile("hub", 3_500, &seen);
+    for address in ["10.0.0.2", "10.0.0.4"] {
+        assert_eq!(whose(&mut table, 0, address), Err(Unknown::NoLease));
+    }
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3".to_owned()));
+    table.reconcile("hub", 4_500, &seen);
+    assert_eq!(whose(&mut table, 0, "10.0.0.4"), Ok("mill2".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
+}
+
+#[test]
 fn what_is_remembered_is_believed_for_a_while_and_yields_to_news() {
     let mut table = table();
     for address in ["10.0.0.2", "10.0.0.3"] {

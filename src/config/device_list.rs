@@ -145,13 +145,14 @@ impl<'a> DeviceList<'a> {
                 continue;
             }
             header_seen = true;
-            if let Err(message) = check_header(&record) {
+            if let Err(message) = check_header(&record, &HEADER) {
                 self.report.add(&self.place.at_line(line), message);
                 return;
             }
         }
         if !header_seen {
-            self.report.add(&self.place, header_advice("is empty"));
+            self.report
+                .add(&self.place, header_advice("is empty", &HEADER));
         }
     }
 
@@ -398,22 +399,25 @@ fn plain_columns(line: &[u8]) -> Option<[&str; 4]> {
     commas.next().is_none().then_some(columns)
 }
 
-fn header_advice(fault: &str) -> String {
-    format!("{fault}; the first line must be: {}", HEADER.join(","))
+/// A message about a list's first line, which must be `header`.
+pub(super) fn header_advice(fault: &str, header: &[&str]) -> String {
+    format!("{fault}; the first line must be: {}", header.join(","))
 }
 
-fn check_header(record: &ByteRecord) -> Result<(), String> {
-    if record.iter().eq(HEADER.map(str::as_bytes)) {
+/// Checks that a list's first line is `header`.
+pub(super) fn check_header(record: &ByteRecord, header: &[&str]) -> Result<(), String> {
+    if record.iter().eq(header.iter().map(|name| name.as_bytes())) {
         return Ok(());
     }
     let separators = [(b';', "semicolons"), (b'\t', "tabs")];
     let other = separators
         .iter()
         .find(|(byte, _)| record.iter().any(|column| column.contains(byte)));
-    Err(match other {
-        Some((_, name)) => header_advice(&format!("has columns separated by {name}, not commas")),
-        None => header_advice("has another header"),
-    })
+    let fault = match other {
+        Some((_, name)) => format!("has columns separated by {name}, not commas"),
+        None => "has another header".to_owned(),
+    };
+    Err(header_advice(&fault, header))
 }
 
 /// The line of `bytes` that a record read from them begins on, from 1.

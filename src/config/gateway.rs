@@ -17,13 +17,14 @@ use ipnet::IpNet;
 use super::{
     account::AccountReader,
     certificates::Certificates,
-    devices::Roster,
+    devices::{References, Roster},
     dns::read_dns,
     document::Document,
     entry::{Entry, Table},
     files::Folder,
     flags::Overrides,
     leases,
+    openvpn::HubReader,
     problem::{Place, Problem, Report},
     settings::{AccessLog, ClientCertificate, Limits, Listen, LogFormat, Settings, Slot, Timeouts},
     value,
@@ -41,6 +42,7 @@ pub(super) const ROOT_KEYS: &[&str] = &[
     "upstream",
     "dns",
     "leases",
+    "openvpn",
     "account",
 ];
 const LISTEN_KEYS: &[&str] = &["address", "slot", "scope", "proxy_protocol_from"];
@@ -128,6 +130,18 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
     if let Some((path, named)) = list {
         reader.read_list(&path, &named, &mut accounts, report);
     }
+    let references = References {
+        by_name: &reader.by_reference,
+        complete: !reader.unnamed,
+    };
+    let openvpn = HubReader::new(
+        &folder,
+        &root.place,
+        &listeners.listen,
+        &accounts,
+        references,
+    )
+    .read_all(&root, report);
     for (network, place) in &listeners.believed {
         reader.roster.check_believed(*network, place, report);
     }
@@ -142,6 +156,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
         dns,
         allow_networks,
         leases,
+        openvpn,
         accounts,
         tuning: overrides.tuning(),
     })

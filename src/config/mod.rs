@@ -3,11 +3,13 @@
 //! In reading order: [`flags`] are the command line's share, `load` turns file and flags into
 //! [`settings`], and every [`problem`] of a file is found in one pass. `document` and `entry` walk
 //! the TOML; `value` and `server_url` read single strings; `certificates`, `devices`, `device_list`
-//! and `files` read what the file names, `fleet` keeps devices small; `gateway`, `account`, `dns` and
-//! `leases` put it together.
+//! and `files` read what the file names, `fleet` keeps devices small; `openvpn` reads the hubs, and
+//! `common_names` says whose device a client is; `gateway`, `account`, `dns` and `leases` put it
+//! together.
 
 mod account;
 mod certificates;
+mod common_names;
 mod device_list;
 mod devices;
 mod dns;
@@ -18,6 +20,7 @@ pub mod flags;
 mod fleet;
 mod gateway;
 mod leases;
+mod openvpn;
 pub mod problem;
 mod server_url;
 pub mod settings;

@@ -14,7 +14,10 @@ use std::{
 use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use super::fleet::{Device, Fleet};
+pub use super::{
+    common_names::{CommonNames, NameList, Pattern},
+    fleet::{Device, Fleet},
+};
 use crate::limits;
 
 /// Everything `m2u run` needs, from file and flags.
@@ -36,6 +39,8 @@ pub struct Settings {
     pub allow_networks: Vec<IpNet>,
     /// Where leases come from beside the file; `None`: from nowhere.
     pub leases: Option<Leases>,
+    /// OpenVPN servers whose clients are devices, in the file's order.
+    pub openvpn: Vec<Hub>,
     /// Accounts in the file's order.
     pub accounts: Vec<Account>,
     /// Engine tuning, from flags.
@@ -206,6 +211,42 @@ pub struct Dns {
     pub addresses: Vec<IpAddr>,
     /// What the names of single slots resolve to instead; none of the lists is empty.
     pub slots: BTreeMap<Slot, Vec<IpAddr>>,
+}
+
+/// An OpenVPN server whose clients are devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hub {
+    /// Its name, which no other hub has.
+    pub name: Box<str>,
+    /// Whose listeners its clients are known to; `None`: all know them.
+    pub scope: Option<Box<str>>,
+    /// Where it says who is connected.
+    pub status: HubStatus,
+    /// How often it is asked.
+    pub poll: Duration,
+    /// Whose device a client is.
+    pub common_names: CommonNames,
+}
+
+impl Hub {
+    /// What the source of a hub's leases begins with; the hub's name follows.
+    pub const SOURCE_PREFIX: &str = "openvpn:";
+
+    /// What its leases have as their source.
+    pub fn source(&self) -> String {
+        format!("{}{}", Self::SOURCE_PREFIX, self.name)
+    }
+}
+
+/// Where a hub says who is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HubStatus {
+    /// In the file that it writes (`status`, `status-version 3`).
+    File(PathBuf),
+    /// On its management interface, a Unix socket.
+    Socket(PathBuf),
+    /// Likewise, at a host and port.
+    Address(Box<str>, u16),
 }
 
 /// A customer: devices that send and servers that receive.

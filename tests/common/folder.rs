@@ -140,6 +140,10 @@ impl Folder {
         self.end_of(self.command("check", configuration).args(flags))
     }
 
+    pub fn show(&self, configuration: &str) -> Outcome {
+        self.end_of(&mut self.command("show", configuration))
+    }
+
     /// Runs a gateway until it is ready, then ends it; or to its own end.
     pub fn run(&self, configuration: &str, flags: &[&str]) -> Outcome {
         self.end_of(self.command("run", configuration).args(flags))

@@ -13,7 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::wait_until;
+use super::{namespace::Namespace, wait_until};
 
 /// A running gateway.
 pub struct Gateway {
@@ -86,6 +86,12 @@ impl Gateway {
             .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &files.to_string()])
             .arg(env!("CARGO_BIN_EXE_m2u"));
         Self::start_by(shell, config, &[])
+    }
+
+    /// Starts in a network namespace.
+    pub fn start_inside(namespace: &Namespace, config: &str) -> Self {
+        let command = namespace.command(env!("CARGO_BIN_EXE_m2u"));
+        Self::start_by(command, config, &[])
     }
 
     fn start_by(command: Command, config: &str, flags: &[&str]) -> Self {

@@ -25,9 +25,12 @@ pub mod gateway;
 pub mod golden;
 pub mod leases;
 pub mod name_server;
+pub mod namespace;
 pub mod servers;
 pub mod shapes;
+pub mod speaker;
 pub mod upstream;
+pub mod vpn;
 pub mod wire;
 
 use std::time::{Duration, Instant};

@@ -13,7 +13,8 @@ use std::{
 use ipnet::IpNet;
 
 use crate::config::settings::{
-    Account, Device, Dns, Leases, Listen, LogFormat, OnFailure, Server, Settings, Timeouts, Tuning,
+    Account, Device, Dns, Hub, HubStatus, Leases, Listen, LogFormat, OnFailure, Server, Settings,
+    Timeouts, Tuning,
 };
 
 /// Stands where the configuration has a password.
@@ -35,6 +36,9 @@ pub(super) fn render(settings: &Settings) -> String {
     }
     out.push_str("]\n");
     sections(&mut out, settings);
+    for hub in &settings.openvpn {
+        render_hub(&mut out, hub);
+    }
     for account in &settings.accounts {
         render_account(&mut out, account);
     }
@@ -160,6 +164,38 @@ fn names(out: &mut String, dns: Option<&Dns>) {
         .collect();
     if !slots.is_empty() {
         line(out, "slots", format!("{{ {} }}", slots.join(", ")));
+    }
+}
+
+fn render_hub(out: &mut String, hub: &Hub) {
+    out.push_str("\n[[openvpn]]\n");
+    line(out, "hub", quoted(&hub.name));
+    if let Some(scope) = &hub.scope {
+        line(out, "scope", quoted(scope));
+    }
+    match &hub.status {
+        HubStatus::File(path) => line(out, "status", quoted_path(path)),
+        HubStatus::Socket(path) => line(out, "management", quoted_path(path)),
+        HubStatus::Address(host, port) if host.contains(':') => {
+            line(out, "management", format!("\"[{host}]:{port}\""));
+        }
+        HubStatus::Address(host, port) => line(out, "management", format!("\"{host}:{port}\"")),
+    }
+    line(out, "poll", duration(hub.poll));
+    let names = &hub.common_names;
+    if !names.written.is_empty() {
+        let written = names.written.iter().map(|[name, account, device]| {
+            let device = quoted(&format!("{account}/{device}"));
+            format!("{} = {device}", quoted(name))
+        });
+        let written: Vec<_> = written.collect();
+        line(out, "common_names", format!("{{ {} }}", written.join(", ")));
+    }
+    if let Some((path, _)) = &names.listed {
+        line(out, "csv", quoted_path(path));
+    }
+    if let Some(pattern) = &names.pattern {
+        line(out, "pattern", quoted(pattern.as_str()));
     }
 }
 

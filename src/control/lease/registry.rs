@@ -4,7 +4,6 @@
 //! "done" is sent when every core sees the change.
 
 use std::{
-    borrow::Cow,
     fmt, io,
     path::PathBuf,
     sync::Arc,
@@ -23,11 +22,13 @@ use super::{
     directory::Directory,
     feed::{self, Batch, Feed, Job, Outcome},
     journal::{Journal, Memory, Record},
+    names::{self, Fault, Names},
+    openvpn::{poll::Heard, report::HubReport},
     protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
     table::{Commit, LeaseTable},
 };
 use crate::{
-    config::settings::{Leases, Listen},
+    config::settings::{Hub, Leases, Listen},
     limits,
     snapshot::{
         identity::IdentityTable,
@@ -39,8 +40,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Registry {
     table: LeaseTable,
-    /// Names of scope 1, 2 …
-    scopes: Vec<Box<str>>,
+    names: Names,
     feed: Option<Feed>,
     journal: Option<Journal>,
     /// Where each watching connection gets its events.
@@ -62,6 +62,8 @@ struct Counts {
 pub enum Work {
     /// Requests of feeds.
     Feed(Batch),
+    /// News of an OpenVPN hub.
+    Hub(Heard),
     /// Time has passed.
     Time,
 }
@@ -94,9 +96,6 @@ impl fmt::Display for RegistryError {
 
 impl std::error::Error for RegistryError {}
 
-/// A request that is not done, and why.
-type Fault = (&'static str, String);
-
 impl Registry {
     /// Remembers what the journal has and listens to feeds. Answers what there is to tell.
     ///
@@ -108,10 +107,10 @@ impl Registry {
         directory: Directory,
         fixed: Arc<IdentityTable>,
     ) -> Result<(Self, Vec<String>), RegistryError> {
-        let scopes: Vec<Box<str>> = Scope::names(listen).into_iter().map(Box::from).collect();
+        let names = Names::new(listen);
         let mut registry = Self {
-            table: LeaseTable::new(scopes.len()),
-            scopes,
+            table: LeaseTable::new(names.scopes()),
+            names,
             feed: None,
             journal: None,
             watchers: Vec::new(),
@@ -149,10 +148,16 @@ impl Registry {
         self.table.identities()
     }
 
-    /// Puts the configuration's devices and addresses in the place of those before; answers what
-    /// there is to tell. The identities are new then.
-    pub fn adopt(&mut self, directory: Directory, fixed: Arc<IdentityTable>) -> Vec<String> {
+    /// Puts the configuration's devices, addresses and hubs in the place of those before; answers
+    /// what there is to tell. The identities are new then.
+    pub fn adopt(
+        &mut self,
+        directory: Directory,
+        fixed: Arc<IdentityTable>,
+        hubs: &[Hub],
+    ) -> Vec<String> {
         self.table.advance(now());
+        self.follow(hubs);
         let ended = self.table.adopt(directory, fixed);
         if let Some(commit) = self.table.commit() {
             self.record(&commit);
@@ -164,6 +169,18 @@ impl Registry {
                 "{count} leases end: the configuration no longer has their devices, such as {}",
                 ended[0]
             )],
+        }
+    }
+
+    /// Asks `hubs` from now on; the leases of those that are no longer among them end.
+    pub fn follow(&mut self, hubs: &[Hub]) {
+        for gone in self.names.hubs.follow(hubs) {
+            // An empty set has nothing that could be refused.
+            let _ = self.table.sync(&gone.source(), None, &[]);
+        }
+        for hub in hubs {
+            // Beyond all sources that there may be, its reports will be refused.
+            let _ = self.table.expect_reports(&hub.source());
         }
     }
 
@@ -179,14 +196,21 @@ impl Registry {
                     None => std::future::pending().await,
                 }
             } => Work::Feed(batch),
+            heard = self.names.hubs.next() => Work::Hub(heard),
             () = sleep_until(at) => Work::Time,
         }
     }
 
-    /// Does what there is to do. `publish` hears of new identities before anybody has a reply.
-    pub fn apply(&mut self, work: Work, publish: impl FnOnce(Identities, &[(Scope, IpNet)])) {
+    /// Does what there is to do; answers what there is to tell. `publish` hears of new identities
+    /// before anybody has a reply.
+    pub fn apply(
+        &mut self,
+        work: Work,
+        publish: impl FnOnce(Identities, &[(Scope, IpNet)]),
+    ) -> Vec<String> {
         self.table.advance(now());
         let mut done = Vec::new();
+        let mut news = Vec::new();
         match work {
             Work::Feed(batch) => {
                 self.take(batch, &mut done);
@@ -197,6 +221,10 @@ impl Registry {
                         break;
                     }
                 }
+            }
+            Work::Hub(Heard::Report(report)) => news = self.reconcile(report),
+            Work::Hub(Heard::Failure(failure)) => {
+                news.push(format!("{}: {failure}", failure.source));
             }
             Work::Time => self.note_alive(),
         }
@@ -213,6 +241,7 @@ impl Registry {
             self.answer(batch, answers, revision);
         }
         thread::yield_now();
+        news
     }
 
     /// What has been counted, as words of the line that SIGUSR1 asks for.
@@ -268,15 +297,15 @@ impl Registry {
     }
 
     fn add(&mut self, request: &Request) -> Result<(), Fault> {
-        let source = source(request)?;
-        let offer = self.offer(request)?;
+        let source = names::source(request)?;
+        let offer = self.names.offer(request, now())?;
         let added = self.table.add(source, request.epoch, &offer);
         added.map_err(refused)
     }
 
     fn release(&mut self, request: &Request) -> Result<(), Fault> {
-        let source = source(request)?;
-        let place = self.place(request)?;
+        let source = names::source(request)?;
+        let place = self.names.place(request)?;
         let session = match request.any_session {
             true => None,
             false => Some(request.session.as_deref().unwrap_or_default()),
@@ -295,10 +324,14 @@ impl Registry {
                 (error, format!("line {line} of the set: {reason}")),
             )
         };
-        let source = source(head).map_err(whole)?;
+        let source = names::source(head).map_err(whole)?;
         let mut offers = Vec::with_capacity(lines.len());
         for (position, line) in lines.iter().enumerate() {
-            offers.push(self.offer(line).map_err(|fault| at(position, fault))?);
+            offers.push(
+                self.names
+                    .offer(line, now())
+                    .map_err(|fault| at(position, fault))?,
+            );
         }
         let synced = self.table.sync(source, head.epoch, &offers);
         synced.map_err(|(position, error)| match position {
@@ -308,49 +341,36 @@ impl Registry {
         Ok(offers.len())
     }
 
-    fn place(&self, request: &Request) -> Result<Place, Fault> {
-        let address = request.address.as_deref();
-        let address = address.ok_or_else(|| malformed("has no address"))?;
-        let network = crate::config::network(address).map_err(malformed)?;
-        Ok(Place {
-            scope: self.scope(request.scope.as_deref())?,
-            network,
-        })
-    }
-
-    fn scope(&self, name: Option<&str>) -> Result<Scope, Fault> {
-        let Some(name) = name else {
-            return Ok(Scope::NONE);
+    /// Brings a hub's leases in line with what it says; answers what there is to tell.
+    fn reconcile(&mut self, report: HubReport) -> Vec<String> {
+        let mut news = report.problems;
+        let scope = match self.names.scope(report.scope.as_deref()) {
+            Ok(scope) => scope,
+            Err((_, reason)) => {
+                news.push(format!("{reason}, so that no lease can be known there"));
+                return about(&report.source, news);
+            }
         };
-        let position = self.scopes.iter().position(|known| **known == *name);
-        let position = position.ok_or_else(|| {
-            let reason = format!("no listener has the scope {name:?}");
-            ("unknown_scope", reason)
-        })?;
-        Ok(Scope(position as u8 + 1))
-    }
-
-    fn offer<'r>(&self, request: &'r Request) -> Result<Offer<'r>, Fault> {
-        let place = self.place(request)?;
-        let (account, device) = match (&request.account, &request.device) {
-            (Some(account), Some(device)) => (account, device),
-            _ => return Err(malformed("has no account, or no device")),
-        };
-        let session = request.session.as_deref().unwrap_or_default();
-        if !session.is_empty() {
-            protocol::check_word("session", session).map_err(malformed)?;
-        }
-        let expires = request
-            .expires_in
-            .map(|seconds| now() + u64::from(seconds) * 1_000);
-        Ok(Offer {
-            place,
-            account,
-            device,
-            session,
-            expires,
-            replace: request.replace,
-        })
+        let offers = report.claims.iter().filter_map(|claim| {
+            let (account, device) = claim.device.as_ref()?;
+            Some(Offer {
+                place: Place {
+                    scope,
+                    network: claim.network,
+                },
+                account,
+                device,
+                session: &claim.session,
+                expires: None,
+                replace: true,
+            })
+        });
+        let offers: Vec<_> = offers.collect();
+        let as_of = unix_ms(report.as_of);
+        let refused = self.table.reconcile(&report.source, as_of, &offers);
+        self.counts.refused += refused.len() as u64;
+        news.extend(refused.iter().map(Refused::to_string));
+        about(&report.source, news)
     }
 
     fn answer(&mut self, batch: Batch, answers: Vec<Answer>, revision: u64) {
@@ -414,12 +434,7 @@ impl Registry {
     }
 
     fn shown<'t>(&'t self, lease: &Lease<'t>) -> Shown<'t> {
-        Shown::new(lease, self.scope_name(lease.place.scope), now())
-    }
-
-    fn scope_name(&self, scope: Scope) -> Option<&str> {
-        let position = usize::from(scope.0).checked_sub(1)?;
-        self.scopes.get(position).map(|name| &**name)
+        Shown::new(lease, self.names.scope_name(lease.place.scope), now())
     }
 
     /// Writes to the journal what came of changes. One that can't be written is given up: a memory
@@ -451,7 +466,7 @@ impl Registry {
                 Some(lease) => journal.add(&Record::Lease(self.shown(&lease)))?,
                 None => journal.add(&Record::End {
                     address: protocol::written(place.network),
-                    scope: self.scope_name(place.scope).map(str::to_owned),
+                    scope: self.names.scope_name(place.scope).map(str::to_owned),
                     source: name.to_owned(),
                 })?,
             }
@@ -531,14 +546,15 @@ impl Registry {
 
     /// Takes in one lease, believed until then at most; answers until when it is.
     fn restore(&mut self, line: &str, until: UnixMs) -> Result<UnixMs, Fault> {
-        let record = serde_json::from_str(line).map_err(|error| malformed(error.to_string()))?;
+        let record =
+            serde_json::from_str(line).map_err(|error| names::malformed(error.to_string()))?;
         let Record::Lease(lease) = record else {
-            return Err(malformed("is no lease"));
+            return Err(names::malformed("is no lease"));
         };
-        let network = crate::config::network(&lease.address).map_err(malformed)?;
+        let network = crate::config::network(&lease.address).map_err(names::malformed)?;
         let offer = Offer {
             place: Place {
-                scope: self.scope(lease.scope.as_deref())?,
+                scope: self.names.scope(lease.scope.as_deref())?,
                 network,
             },
             account: &lease.account,
@@ -566,7 +582,7 @@ impl Registry {
                 None => {
                     let ended = Changed::Place {
                         address: protocol::written(place.network),
-                        scope: self.scope_name(place.scope).map(str::to_owned),
+                        scope: self.names.scope_name(place.scope).map(str::to_owned),
                         source: self.table.source_of(*source).0.to_owned(),
                     };
                     (Happening::Ended, ended)
@@ -599,24 +615,23 @@ enum Answer {
     Watch,
 }
 
-fn source(request: &Request) -> Result<&str, Fault> {
-    let source = request.source.as_deref();
-    let source = source.ok_or_else(|| malformed("has no source"))?;
-    protocol::check_word("source", source).map_err(malformed)?;
-    Ok(source)
-}
-
-fn malformed(reason: impl Into<Cow<'static, str>>) -> Fault {
-    ("malformed", reason.into().into_owned())
-}
-
 fn refused(refused: Refused) -> Fault {
     (refused.token(), refused.to_string())
 }
 
+/// Lines to tell about a source.
+fn about(source: &str, news: Vec<String>) -> Vec<String> {
+    let news = news.into_iter();
+    news.map(|line| format!("{source}: {line}")).collect()
+}
+
 /// The time, by the system's clock.
 pub fn now() -> UnixMs {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    unix_ms(SystemTime::now())
+}
+
+fn unix_ms(time: SystemTime) -> UnixMs {
+    let since = time.duration_since(UNIX_EPOCH);
     since.unwrap_or_default().as_millis() as UnixMs
 }
 

@@ -43,6 +43,10 @@ pub struct Commit {
 struct Source {
     name: Arc<str>,
     epoch: u64,
+    /// When its newest run was heard of.
+    begun: UnixMs,
+    /// When claims ended that a report may still have; `None`: nobody reports on this source.
+    ended: Option<HashMap<Place, UnixMs>>,
 }
 
 /// Every claim, and the tables that follow from them.
@@ -251,20 +255,39 @@ impl LeaseTable {
         Ok(())
     }
 
+    /// Remembers what `source` takes back, for a report may have been made before.
+    ///
+    /// # Errors
+    /// [`Refused::Source`]
+    pub fn expect_reports(&mut self, source: &str) -> Result<(), Refused> {
+        let source = self.source(source)?;
+        let ended = &mut self.sources[source.0 as usize].ended;
+        ended.get_or_insert_default();
+        Ok(())
+    }
+
     /// Brings the claims of `source` in line with what it was seen to have at `as_of`; what it said
-    /// since then stays. What contradicts other sources is taken in as well: nobody is served there
-    /// until they agree. Answers what could not be taken in.
+    /// and took back since then stays, and what was seen of an earlier run counts for nothing. What
+    /// contradicts other sources is taken in as well: nobody is served there until they agree.
+    /// Answers what could not be taken in.
     pub fn reconcile(&mut self, source: &str, as_of: UnixMs, offers: &[Offer<'_>]) -> Vec<Refused> {
         let mut refused = Vec::new();
         let source = match self.source(source) {
             Ok(source) => source,
             Err(error) => return vec![error],
         };
+        let known = &mut self.sources[source.0 as usize];
+        if as_of < known.begun {
+            return refused;
+        }
+        let mut ended = mem::take(known.ended.get_or_insert_default());
+        ended.retain(|_, at| *at > as_of);
         let mut seen = HashSet::with_capacity(offers.len());
         for offer in offers {
             seen.insert(offer.place);
             let claim = self.claims.claim(offer.place, source);
-            if claim.is_some_and(|claim| claim.said > as_of) {
+            let is_newer = claim.is_some_and(|claim| claim.said > as_of);
+            if is_newer || ended.contains_key(&offer.place) {
                 continue;
             }
             match self.claims.find(offer) {
@@ -288,6 +311,7 @@ impl LeaseTable {
                 self.remove(place, source);
             }
         }
+        self.sources[source.0 as usize].ended = Some(ended);
         refused
     }
 
@@ -440,7 +464,12 @@ impl LeaseTable {
         let source = SourceId(self.sources.len() as u32);
         let name: Arc<str> = name.into();
         self.by_name.insert(Arc::clone(&name), source);
-        self.sources.push(Source { name, epoch: 0 });
+        self.sources.push(Source {
+            name,
+            epoch: 0,
+            begun: 0,
+            ended: None,
+        });
         Ok(source)
     }
 
@@ -450,7 +479,9 @@ impl LeaseTable {
         let Some(epoch) = epoch.filter(|epoch| *epoch > newest) else {
             return;
         };
-        self.sources[source.0 as usize].epoch = epoch;
+        let known = &mut self.sources[source.0 as usize];
+        known.epoch = epoch;
+        known.begun = self.claims.now;
         for place in self.places_of(source) {
             self.remove(place, source);
         }
@@ -485,6 +516,9 @@ impl LeaseTable {
         if let Some(expires) = offer.expires {
             self.timers.insert((expires, place, source));
         }
+        if let Some(ended) = &mut self.sources[source.0 as usize].ended {
+            ended.remove(&place);
+        }
         self.touch(place, source);
     }
 
@@ -498,6 +532,9 @@ impl LeaseTable {
         self.len -= before - claims.len();
         if claims.is_empty() {
             self.claims.by_place.remove(&place);
+        }
+        if let Some(ended) = &mut self.sources[source.0 as usize].ended {
+            ended.insert(place, self.claims.now);
         }
         self.touch(place, source);
     }

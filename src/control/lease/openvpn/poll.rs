@@ -1,0 +1,314 @@
+//! Asks every hub at start and again and again, each in a task of its own.
+//!
+//! A hub that hangs keeps no other waiting. Prints nothing: what is worth telling comes out with a
+//! report, or in its place, and once only.
+
+use std::{fmt, mem, sync::Arc};
+
+use tokio::{
+    sync::mpsc::{self, Receiver, Sender},
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::{
+    ask::{AskFault, ask},
+    report::{self, HubReport},
+    status::{self, StatusFault},
+};
+use crate::{
+    config::settings::{Hub, HubStatus},
+    limits,
+};
+
+/// The hubs of the configuration in force.
+#[derive(Debug)]
+pub struct Hubs {
+    hubs: Vec<Hub>,
+    tasks: JoinSet<()>,
+    heard: Receiver<Heard>,
+}
+
+/// What came of asking a hub.
+#[derive(Debug)]
+pub enum Heard {
+    /// It says who is connected.
+    Report(HubReport),
+    /// It says nothing that could be believed, for another reason than the last time.
+    Failure(HubFailure),
+}
+
+/// A hub that says nothing that could be believed.
+#[derive(Debug)]
+pub struct HubFailure {
+    /// The source of its leases.
+    pub source: String,
+    status: HubStatus,
+    fault: Fault,
+}
+
+#[derive(Debug)]
+enum Fault {
+    Ask(AskFault),
+    Status(StatusFault),
+}
+
+impl fmt::Display for HubFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.status {
+            HubStatus::File(path) => write!(f, "the status file \"{}\" ", path.display())?,
+            HubStatus::Socket(path) => write!(f, "the management socket \"{}\" ", path.display())?,
+            HubStatus::Address(host, port) => {
+                write!(f, "the management interface {host}:{port} ")?;
+            }
+        }
+        match &self.fault {
+            Fault::Ask(fault) => fault.fmt(f),
+            Fault::Status(fault) => fault.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for HubFailure {}
+
+impl Default for Hubs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hubs {
+    /// No hubs yet.
+    pub fn new() -> Self {
+        Self {
+            hubs: Vec::new(),
+            tasks: JoinSet::new(),
+            heard: mpsc::channel(1).1,
+        }
+    }
+
+    /// Asks `hubs` from now on, at once first; what was heard of those before is forgotten. Answers
+    /// those before whose names are gone.
+    ///
+    /// Changes nothing if they are the same. To be called within a tokio runtime.
+    pub fn follow(&mut self, hubs: &[Hub]) -> Vec<Hub> {
+        if self.hubs == hubs {
+            return Vec::new();
+        }
+        let (sender, heard) = mpsc::channel(limits::HUB_REPORTS_MAX);
+        // Dropped, the tasks end.
+        self.tasks = JoinSet::new();
+        self.heard = heard;
+        for hub in hubs {
+            let hub = Arc::new(hub.clone());
+            self.tasks.spawn(attend(hub, sender.clone()));
+        }
+        let mut gone = mem::replace(&mut self.hubs, hubs.to_vec());
+        gone.retain(|hub| hubs.iter().all(|other| other.name != hub.name));
+        gone
+    }
+
+    /// The hub whose leases have this source.
+    pub fn hub(&self, source: &str) -> Option<&Hub> {
+        let name = source.strip_prefix(Hub::SOURCE_PREFIX)?;
+        self.hubs.iter().find(|hub| *hub.name == *name)
+    }
+
+    /// Waits for news of a hub: for ever, if there is none. May be dropped; no news are lost.
+    pub async fn next(&mut self) -> Heard {
+        match self.heard.recv().await {
+            Some(heard) => heard,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Asks one hub until nobody listens any more.
+async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
+    let mut told = Told::default();
+    loop {
+        let news = match report(&hub).await {
+            Ok(report) => Some(Heard::Report(told.report(report))),
+            Err(fault) => told.failure(&hub, fault).map(Heard::Failure),
+        };
+        if let Some(news) = news
+            && heard.send(news).await.is_err()
+        {
+            return;
+        }
+        sleep(hub.poll).await;
+    }
+}
+
+/// What has been told of a hub, and need not be told again.
+#[derive(Default)]
+struct Told {
+    failure: String,
+    problems: Vec<String>,
+}
+
+impl Told {
+    /// The report with its new problems alone.
+    fn report(&mut self, mut report: HubReport) -> HubReport {
+        self.failure.clear();
+        let before = mem::replace(&mut self.problems, report.problems.clone());
+        report.problems.retain(|problem| !before.contains(problem));
+        report
+    }
+
+    /// The failure, if it is another than before.
+    fn failure(&mut self, hub: &Hub, fault: Fault) -> Option<HubFailure> {
+        let failure = HubFailure {
+            source: hub.source(),
+            status: hub.status.clone(),
+            fault,
+        };
+        let before = mem::replace(&mut self.failure, failure.to_string());
+        (before != self.failure).then_some(failure)
+    }
+}
+
+async fn report(hub: &Hub) -> Result<HubReport, Fault> {
+    let answer = ask(&hub.status, limits::HUB_ANSWER)
+        .await
+        .map_err(Fault::Ask)?;
+    let status = status::parse(&answer.text).map_err(Fault::Status)?;
+    let as_of = match hub.status {
+        HubStatus::File(_) => report::as_of(status.time, answer.bound),
+        // Whatever clock the hub has: it was asked then.
+        HubStatus::Socket(_) | HubStatus::Address(..) => answer.bound,
+    };
+    let (claims, problems) = report::claims(&status, hub);
+    Ok(HubReport {
+        source: hub.source(),
+        scope: hub.scope.clone(),
+        as_of,
+        claims,
+        problems,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::Path,
+        time::{Duration, SystemTime},
+    };
+
+    use tokio::{runtime, time::timeout};
+
+    use super::*;
+    use crate::config::{self, flags::Overrides};
+
+    const STATUS: &str = include_str!("status.txt");
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let bounded = async { timeout(Duration::from_secs(60), future).await };
+        runtime
+            .expect("a runtime")
+            .block_on(bounded)
+            .expect("in time")
+    }
+
+    /// Hubs whose files are in `folder`, asked without a pause.
+    fn hubs(folder: &Path, names: &[&str]) -> Vec<Hub> {
+        let path = folder.join("m2u.toml");
+        let mut listen = Vec::new();
+        let mut text = "[leases]\n[[account]]\nref = \"acme\"\n".to_owned();
+        for name in names {
+            listen.push(format!(
+                "{{ address = \"127.0.0.1:0\", scope = \"{name}\" }}"
+            ));
+            text.push_str(&format!(
+                "[[openvpn]]\nhub = \"{name}\"\nscope = \"{name}\"\nstatus = \"{name}.status\"\n\
+                 pattern = \"{{account}}.{{device}}\"\n"
+            ));
+        }
+        let text = format!("listen = [{}]\n{text}", listen.join(", "));
+        fs::write(&path, &text).expect("a file");
+        let mut hubs = config::load(&path, &Overrides::default())
+            .expect(&text)
+            .openvpn;
+        for hub in &mut hubs {
+            hub.poll = Duration::from_millis(1);
+        }
+        hubs
+    }
+
+    fn write(folder: &Path, name: &str, text: &str) {
+        // In one step, as OpenVPN does not: what a reader makes of that is tested elsewhere.
+        let new = folder.join("new");
+        fs::write(&new, text).expect("a file");
+        let file = fs::File::options().write(true).open(&new).expect("a file");
+        let rested = SystemTime::now() - limits::HUB_STATUS_REST;
+        file.set_modified(rested).expect("a time");
+        fs::rename(new, folder.join(name)).expect("renamed");
+    }
+
+    #[test]
+    fn every_hub_is_asked_again_and_again_and_tells_its_problems_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
+        write(folder, "north.status", STATUS);
+        let mut followed = Hubs::new();
+        block_on(async {
+            followed.follow(&hubs(folder, &["north", "south"]));
+            let mut reports = Vec::new();
+            let mut failures = Vec::new();
+            while reports.len() < 3 || failures.is_empty() {
+                match followed.next().await {
+                    Heard::Report(report) => reports.push(report),
+                    Heard::Failure(failure) => failures.push(failure),
+                }
+            }
+            assert!(
+                reports
+                    .iter()
+                    .all(|report| report.source == "openvpn:north")
+            );
+            let problems: Vec<_> = reports.iter().map(|report| report.problems.len()).collect();
+            assert_eq!(problems[..3], [2, 0, 0]);
+            assert_eq!(reports[1].claims.len(), 6);
+            assert_eq!(reports[1].scope.as_deref(), Some("north"));
+            let [failure] = &failures[..] else {
+                panic!("{failures:?}");
+            };
+            assert_eq!(failure.source, "openvpn:south");
+            assert!(failure.to_string().contains("does not exist"), "{failure}");
+
+            write(folder, "south.status", STATUS.trim_end_matches("END\n"));
+            let cut = loop {
+                if let Heard::Failure(failure) = followed.next().await {
+                    break failure.to_string();
+                }
+            };
+            assert!(cut.contains("south.status\" is cut short"), "{cut}");
+        });
+    }
+
+    #[test]
+    fn hubs_that_are_no_longer_followed_are_not_heard() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
+        write(folder, "north.status", STATUS);
+        write(folder, "south.status", STATUS);
+        let mut followed = Hubs::new();
+        block_on(async {
+            followed.follow(&hubs(folder, &["north"]));
+            assert!(matches!(followed.next().await, Heard::Report(_)));
+            let gone = followed.follow(&hubs(folder, &["south"]));
+            assert_eq!(gone.len(), 1);
+            for _ in 0..3 {
+                let Heard::Report(report) = followed.next().await else {
+                    panic!("a failure");
+                };
+                assert_eq!(report.source, "openvpn:south");
+            }
+            followed.follow(&[]);
+            let silence = timeout(Duration::from_millis(20), followed.next()).await;
+            assert!(silence.is_err(), "{silence:?}");
+        });
+    }
+}
