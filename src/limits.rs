@@ -32,6 +32,8 @@ pub const POOL_PER_CORE_MAX: usize = 4_096;
 pub const FEED_LINE_BYTES_MAX: usize = 4_096;
 /// Requests of one feed that take effect together at most.
 pub const FEED_BATCH_MAX: usize = 16;
+/// Bytes of replies that a feed may leave unread before no more of its requests are read.
+pub const FEED_REPLIES_BYTES_MAX: usize = 4_194_304;
 /// Requests of a feed after which a worker that waits for the same core has its turn: the control
 /// thread would otherwise hold requests up for as long as the scheduler lets it.
 pub const FEED_TURN: usize = 4;

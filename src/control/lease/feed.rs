@@ -4,7 +4,7 @@
 //! is, not what it does: batches go to the registry, and come back with the replies.
 
 use std::{
-    fs, io,
+    fs, io, mem,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -175,6 +175,7 @@ async fn serve(stream: UnixStream, batches: mpsc::Sender<Batch>, _permit: OwnedS
         writer,
         batches,
         received: Vec::new(),
+        replies: Vec::new(),
         set: None,
     };
     // Whoever is gone needs no answer.
@@ -196,32 +197,56 @@ struct Connection {
     writer: OwnedWriteHalf,
     batches: mpsc::Sender<Batch>,
     received: Vec<u8>,
+    /// Replies that have not been taken yet.
+    replies: Vec<u8>,
     set: Option<Set>,
 }
 
 impl Connection {
     async fn run(&mut self) -> io::Result<()> {
         loop {
-            let (jobs, is_over) = self.take_jobs();
-            if !jobs.is_empty() {
+            let (jobs, mut is_over) = self.take_jobs();
+            let mut events = None;
+            let has_jobs = !jobs.is_empty();
+            if has_jobs {
                 let Some(outcome) = self.ask(jobs).await else {
                     return Ok(());
                 };
-                self.writer.write_all(&outcome.text).await?;
-                if let Some(events) = outcome.events {
-                    return self.watch(events).await;
-                }
-                if !is_over {
-                    continue;
-                }
+                self.replies.extend(outcome.text);
+                events = outcome.events;
             }
-            if is_over {
-                return Ok(());
+            if events.is_none() && !is_over {
+                is_over = self.exchange(has_jobs).await?;
             }
-            self.received.reserve(RECEIVE_BYTES);
-            if self.reader.read_buf(&mut self.received).await? == 0 {
-                return Ok(());
+            if events.is_some() || is_over {
+                let replies = mem::take(&mut self.replies);
+                self.writer.write_all(&replies).await?;
+                return match events {
+                    Some(events) => self.watch(events).await,
+                    None => Ok(()),
+                };
             }
+        }
+    }
+
+    /// Sends replies and receives requests, whichever goes on: a source may send many requests
+    /// before it reads. Waits unless there is `more` to do. Says whether no more will come.
+    async fn exchange(&mut self, more: bool) -> io::Result<bool> {
+        if !self.replies.is_empty() {
+            match self.writer.try_write(&self.replies) {
+                Ok(sent) => drop(self.replies.drain(..sent)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let has_room = self.replies.len() < limits::FEED_REPLIES_BYTES_MAX;
+        if more && has_room {
+            return Ok(false);
+        }
+        self.received.reserve(RECEIVE_BYTES);
+        tokio::select! {
+            received = self.reader.read_buf(&mut self.received), if has_room => Ok(received? == 0),
+            writable = self.writer.writable(), if !self.replies.is_empty() => writable.map(|()| false),
         }
     }
 
