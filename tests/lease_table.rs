@@ -295,6 +295,56 @@ fn what_was_seen_does_not_bring_back_what_ended_since() {
 }
 
 #[test]
+fn what_a_hub_takes_over_is_served_once_its_report_has_it() {
+    let takes_over = |address, device| Offer {
+        replace: true,
+        ..offer(address, device)
+    };
+    let mut table = table();
+    table.expect_reports("hub").expect("a source");
+    for source in ["hub", "feed"] {
+        let address = if source == "hub" {
+            "10.0.0.2"
+        } else {
+            "10.0.0.3"
+        };
+        table
+            .add(source, Some(1), &takes_over(address, "mill"))
+            .expect("free");
+        assert_eq!(whose(&mut table, 0, address), Ok("mill2".to_owned()));
+        table
+            .add(source, Some(1), &takes_over(address, "mill"))
+            .expect("its own");
+        assert_eq!(whose(&mut table, 0, address), Ok("mill2".to_owned()));
+        table
+            .add(source, Some(1), &takes_over(address, "saw"))
+            .expect("taken over");
+    }
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::Unconfirmed));
+    // A report from before does not know; the next one does.
+    table.reconcile("hub", 500, &[takes_over("10.0.0.2", "mill")]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::Unconfirmed));
+    table.reconcile("hub", 1_500, &[takes_over("10.0.0.2", "saw")]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+
+    // One who gave up has not got it, whatever was heard of that.
+    table.advance(2_000);
+    table
+        .add("hub", Some(1), &takes_over("10.0.0.2", "mill"))
+        .expect("taken over");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::Unconfirmed));
+    table.reconcile("hub", 2_500, &[takes_over("10.0.0.2", "saw")]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+
+    // A new run of the hub has ended what was there.
+    table
+        .add("hub", Some(2), &takes_over("10.0.0.2", "mill"))
+        .expect("free again");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+}
+
+#[test]
 fn what_is_remembered_is_believed_for_a_while_and_yields_to_news() {
     let mut table = table();
     for address in ["10.0.0.2", "10.0.0.3"] {

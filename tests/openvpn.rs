@@ -65,6 +65,7 @@ fn a_device_speaks_under_its_own_name_or_not_at_all() {
     server_kill(&mut scene);
     hook_failure(&mut scene);
     repair(&mut scene);
+    late_news(&mut scene);
     spoof(&mut scene);
     drop(speakers);
     let (total, wrong) = (scene.ledger.total(), scene.ledger.wrong());
@@ -121,7 +122,8 @@ fn killed_client(scene: &mut Scene) {
 }
 
 fn takeover(scene: &mut Scene) {
-    let expected = "acme.c under its own name; acme.b and the host behind acme.a not at all";
+    let expected = "acme.c under its own name once the hub says so; acme.b and the host behind \
+                    acme.a not at all";
     scene.step("address and network taken over", expected, |scene| {
         scene.start("acme.c");
         let seen = scene.arrive(&["acme.c", "acme.c/lan"]);
@@ -207,6 +209,28 @@ fn hook_failure(scene: &mut Scene) {
         scene.end("beta.g", "TERM");
         wait_until("the lease to end", || scene.holders("10.8.0.60").is_empty());
         format!("{refused} refused, then {seen}; its lease ended with it")
+    });
+}
+
+/// A takeover that m2u hears of too late: the hub has turned the client away by then.
+fn late_news(scene: &mut Scene) {
+    let expected =
+        "acme.c turned away; acme.b, whose address it would have had, as acme.b after it";
+    scene.step("gateway stands still", expected, |scene| {
+        scene.gateway.signal("STOP");
+        scene.begin("acme.c");
+        scene.client("acme.c").wait_for_log("AUTH_FAILED");
+        scene.end("acme.c", "KILL");
+        scene.gateway.signal("CONT");
+        let seen = scene.arrive(&["acme.b", "acme.a"]);
+        for who in ["acme.a", "acme.b", "acme.d"] {
+            let log = scene.client(who).log();
+            assert!(
+                !log.contains("Inactivity timeout"),
+                "the hub stood still:\n{log}"
+            );
+        }
+        format!("acme.c turned away; {seen}")
     });
 }
 

@@ -160,7 +160,8 @@ impl LeaseTable {
         self.timers.first().map(|(at, ..)| *at)
     }
 
-    /// Takes a claim of `source` in.
+    /// Takes a claim of `source` in. One that takes over from another device is served at once, or
+    /// once a report has it, if there are reports on that source.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed.
@@ -179,8 +180,24 @@ impl LeaseTable {
         }
         let source = self.source(source)?;
         self.begin_epoch(source, epoch);
+        let before = self.claims.claim(offer.place, source);
+        let is_taken_over = before.is_some_and(|claim| claim.device != device);
         self.put(source, offer, device, self.claims.now);
+        if is_taken_over && self.sources[source.0 as usize].ended.is_some() {
+            self.await_report(offer.place, source);
+        }
         Ok(())
+    }
+
+    /// Has a claim wait for the next report on its source.
+    ///
+    /// Whoever took an address over may have given up before we heard of it, and a hub leaves it
+    /// with whom it was then: until the hub itself says who has it, nobody is served there.
+    fn await_report(&mut self, place: Place, source: SourceId) {
+        let now = self.claims.now;
+        if let Some(claim) = self.claims.claim_mut(place, source) {
+            claim.standing = Standing::Unconfirmed(now);
+        }
     }
 
     /// Takes a claim of `source` back.
