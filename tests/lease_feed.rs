@@ -10,6 +10,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -73,7 +74,7 @@ fn what_is_no_request_is_refused_with_a_reason() {
         ("{\"op\":\"add\",\"source\":\"vpn\"}", "has no address"),
         (
             "{\"op\":\"add\",\"source\":\"vpn\",\"address\":\"127.0.0.8\",\"account\":\"acme\"}",
-            "has no account, or no device",
+            "must have an account and a device",
         ),
         (
             "{\"op\":\"add\",\"address\":\"127.0.0.8\",\"account\":\"acme\",\"device\":\"press-08\"}",
@@ -299,13 +300,10 @@ fn requests_that_are_sent_ahead_are_answered_in_order() {
         format!("{}\n", add("127.0.0.8", device, &format!(",\"id\":{id}")))
     });
     let text: String = requests.collect();
-    let sender = std::thread::spawn(move || {
-        feed.send(&text);
-        feed
-    });
+    let mut sender = feed.sender();
+    let sender = thread::spawn(move || sender.write_all(text.as_bytes()));
     // Another one is served in between.
     connect(&gateway).done(&add("127.0.0.9", "press-09", ""));
-    let mut feed = sender.join().unwrap();
     let mut newest = 0;
     for id in 0..REQUESTS {
         let reply = feed.next();
@@ -317,6 +315,7 @@ fn requests_that_are_sent_ahead_are_answered_in_order() {
             newest = revision;
         }
     }
+    sender.join().unwrap().unwrap();
     assert_eq!(
         whose("127.0.0.8", gateway.address()),
         Ok("press-08".to_owned())

@@ -80,6 +80,21 @@ fn names_are_given_as_said() {
 }
 
 #[test]
+fn leases_are_configured_as_said() {
+    let readme = readme();
+    let (_, leases) = readme.split_once("\n## Leases\n").unwrap();
+    let leases = block(leases, "toml");
+    // What is the operator's is not on this machine.
+    let leases = leases.replace("/var/lib/m2u/", "");
+    let leases = leases.replace("[\"openvpn\"]", "[\"nobody\"]");
+    let folder = start();
+    let path = folder.path().join("m2u.toml");
+    let begin = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{begin}{leases}")).unwrap();
+    agrees(&folder, "check");
+}
+
+#[test]
 fn every_failure_has_its_row() {
     let readme = readme();
     let table = readme.split("| failure | status | token |").nth(1).unwrap();

@@ -39,6 +39,11 @@ impl Feed {
         (received > 0).then(|| serde_json::from_str(&line).unwrap())
     }
 
+    /// Another hand that sends: for whoever reads at the same time.
+    pub fn sender(&self) -> UnixStream {
+        self.stream.get_ref().try_clone().unwrap()
+    }
+
     /// Says that no more will come.
     pub fn finish(&self) {
         self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
