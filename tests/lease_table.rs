@@ -348,12 +348,12 @@ fn what_a_hub_takes_over_is_served_once_its_report_has_it() {
 fn what_is_remembered_is_believed_for_a_while_and_yields_to_news() {
     let mut table = table();
     for address in ["10.0.0.2", "10.0.0.3"] {
-        let restored = table.restore("vpn", 3, &offer(address, "mill"), 5_000);
+        let restored = table.restore("vpn", 3, &offer(address, "mill"), (900, 5_000));
         restored.expect("known");
     }
     assert!(
         table
-            .restore("vpn", 3, &offer("10.0.0.4", "lathe"), 5_000)
+            .restore("vpn", 3, &offer("10.0.0.4", "lathe"), (900, 5_000))
             .is_err()
     );
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
@@ -444,4 +444,70 @@ fn leases_follow_the_configuration() {
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3b".to_owned()));
     assert_eq!(whose(&mut table, 0, "10.0.0.1"), Err(Unknown::NoLease));
     assert_eq!(table.len(), 1);
+}
+
+#[test]
+fn a_report_from_after_the_last_sign_of_life_beats_what_is_remembered() {
+    let mut table = table();
+    table.forget_reports_before(900);
+    let remembered = table.restore("hub", 3, &offer("10.0.0.2", "mill"), (900, 5_000));
+    remembered.expect("known");
+    // Made before that: what it lacks may have come since, and what it has may have ended.
+    table.reconcile("hub", 899, &[offer("10.0.0.3", "saw")]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
+    // Made after it, but before the start.
+    table.reconcile("hub", 950, &[offer("10.0.0.2", "saw")]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+    table.reconcile("hub", 960, &[]);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::NoLease));
+}
+
+#[test]
+fn what_is_not_believed_any_more_stands_in_nobodys_way() {
+    let mut table = table();
+    let remembered = table.restore("old", 0, &offer("10.0.0.2", "mill"), (900, 5_000));
+    remembered.expect("known");
+    let early = table.add("vpn", None, &offer("10.0.0.2", "saw"));
+    assert_eq!(early.expect_err("mill may have it").token(), "conflict");
+    table.advance(5_000);
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::Unconfirmed));
+    table
+        .add("vpn", None, &offer("10.0.0.2", "saw"))
+        .expect("news");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+}
+
+#[test]
+fn a_new_run_is_told_of_even_if_it_has_nothing() {
+    let mut table = table();
+    table.sync("vpn", Some(5), &[]).expect("a new run");
+    let commit = table.commit().expect("something to remember");
+    let begun = commit.begun.iter().map(|source| table.source_of(*source));
+    assert_eq!(begun.collect::<Vec<_>>(), [("vpn", 5)]);
+    table
+        .add("vpn", Some(5), &offer("10.0.0.2", "mill"))
+        .expect("free");
+    assert!(
+        table
+            .commit()
+            .is_some_and(|commit| commit.touched.len() == 1)
+    );
+    table
+        .add("vpn", Some(5), &offer("10.0.0.2", "mill"))
+        .expect("the same");
+    assert!(table.commit().is_none(), "nothing is new");
+}
+
+#[test]
+fn as_many_scopes_as_there_may_be_know_of_conflicts() {
+    let mut table = LeaseTable::new(m2u::limits::SCOPES_MAX);
+    let (directory, fixed) = devices(&fleet());
+    table.adopt(directory, fixed);
+    let scoped = Offer {
+        place: place(255, "10.0.0.2"),
+        ..offer("10.0.0.2", "saw")
+    };
+    table.add("south", None, &scoped).expect("free");
+    assert!(table.add("vpn", None, &offer("10.0.0.2", "mill")).is_err());
 }

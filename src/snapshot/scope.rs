@@ -225,4 +225,35 @@ mod tests {
         assert_eq!(resolve(1, 8), Err(Unknown::Unconfirmed));
         assert_eq!(resolve(0, 8), Ok("wide"));
     }
+
+    #[test]
+    fn identities_differ_in_what_came_went_or_moved() {
+        let kept = table(&[("10.8.0.7/32", "saw")]);
+        let old = table(&[
+            ("10.8.0.7/32", "press"),
+            ("10.8.0.8/32", "mill"),
+            ("10.9.0.0/16", "hub"),
+            ("2001:db8::7/128", "six"),
+        ]);
+        let new = table(&[
+            ("10.8.0.7/32", "press"),
+            ("10.8.0.8/32", "saw"),
+            ("10.8.0.9/32", "mill"),
+            ("2001:db8::/64", "six"),
+        ]);
+        let old = Identities::new(Arc::clone(&kept), vec![old]);
+        let new = Identities::new(kept, vec![new]);
+        let mut differences = old.differences(&new);
+        differences.sort_unstable();
+        let expected = [
+            "10.8.0.8/32",
+            "10.8.0.9/32",
+            "10.9.0.0/16",
+            "2001:db8::/64",
+            "2001:db8::7/128",
+        ];
+        let expected = expected.map(|text| (Scope(1), text.parse().expect("a network")));
+        assert_eq!(differences, expected);
+        assert!(new.differences(&new.clone()).is_empty());
+    }
 }

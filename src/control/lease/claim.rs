@@ -66,6 +66,23 @@ pub struct Claim {
     pub said: UnixMs,
 }
 
+impl Claim {
+    /// Whether it is confirmed, and says just what `offer` does.
+    pub(super) fn says(&self, offer: &Offer<'_>, device: DeviceId, epoch: u64) -> bool {
+        self.standing == Standing::Confirmed
+            && (self.device, self.epoch, self.expires) == (device, epoch, offer.expires)
+            && *self.session == *offer.session
+    }
+
+    /// Whether it is to be believed at `now`.
+    pub(super) fn is_believed(&self, now: UnixMs) -> bool {
+        match self.standing {
+            Standing::Confirmed => true,
+            Standing::Unconfirmed(until) => until > now,
+        }
+    }
+}
+
 /// A lease as it is shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Lease<'t> {

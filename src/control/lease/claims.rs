@@ -114,7 +114,9 @@ impl Claims {
                 // What the source said in an earlier run, or before a restart, has no weight.
                 let is_past = newest && epoch.is_some_and(|epoch| epoch > claim.epoch);
                 let is_remembered = is_own && claim.standing != Standing::Confirmed;
-                let yields = is_past || is_remembered || (is_own && offer.replace);
+                // Nor has what another said if that is not believed any more.
+                let is_over = !claim.is_believed(self.now);
+                let yields = is_past || is_remembered || is_over || (is_own && offer.replace);
                 if claim.device != device && !yields {
                     return Err(conflict(
                         self.directory.names(claim.device),
@@ -129,8 +131,8 @@ impl Claims {
     /// The places whose claims count for `place`, and for which its own count.
     pub fn related(&self, place: Place) -> impl Iterator<Item = Place> + use<> {
         let others = match place.scope {
-            Scope::NONE => 1..self.scopes + 1,
-            _ => 0..1,
+            Scope::NONE => 1..=self.scopes,
+            _ => 0..=0,
         };
         let others = others.map(move |scope| Place {
             scope: Scope(scope),
@@ -170,29 +172,29 @@ impl Claims {
         }
     }
 
-    /// Likewise, whatever is said of the same network in another scope.
+    /// Likewise, whatever is said of the same network in another scope. What is not believed any more
+    /// counts only where nothing else is said.
     fn verdict_alone(&self, place: Place) -> Verdict<'_> {
-        let fixed = match place.scope {
+        let mut known = match place.scope {
             Scope::NONE => self.fixed.lookup(place.network),
             _ => None,
         };
-        let mut known = fixed;
-        let mut is_believed = fixed.is_some();
+        let mut is_doubtful = false;
         for claim in self.by_place.get(&place).into_iter().flatten() {
+            if !claim.is_believed(self.now) {
+                is_doubtful = true;
+                continue;
+            }
             let identity = self.directory.identity(claim.device);
             if known.is_some_and(|known| !is_same(known, identity)) {
                 return Verdict::Disputed;
             }
             known = Some(identity);
-            is_believed |= match claim.standing {
-                Standing::Confirmed => true,
-                Standing::Unconfirmed(until) => until > self.now,
-            };
         }
         match known {
-            None => Verdict::Nobody,
-            Some(_) if !is_believed => Verdict::Unconfirmed,
             Some(identity) => Verdict::Known(identity),
+            None if is_doubtful => Verdict::Unconfirmed,
+            None => Verdict::Nobody,
         }
     }
 

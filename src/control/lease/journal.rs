@@ -5,7 +5,7 @@
 //! once most of it is history.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, BufWriter, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -68,6 +68,8 @@ pub struct Memory {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// Held as long as this lives: another gateway would write over what this one has said.
+    _lock: File,
     file: BufWriter<File>,
     bytes: u64,
     /// Its size when it was written anew last.
@@ -81,6 +83,10 @@ impl Journal {
     /// # Errors
     /// The file cannot be read or written.
     pub fn open(path: &Path) -> io::Result<(Self, Memory)> {
+        let lock = append(&beside(path, ".lock"))?;
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            return Err(io::Error::other("another m2u uses it; end that first"));
+        }
         let memory = match File::open(path) {
             Ok(file) => read(file)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Memory::default(),
@@ -88,6 +94,7 @@ impl Journal {
         };
         let journal = Self {
             path: path.to_owned(),
+            _lock: lock,
             file: BufWriter::new(append(path)?),
             bytes: 0,
             bytes_live: 0,
@@ -135,9 +142,7 @@ impl Journal {
     /// # Errors
     /// It cannot be written; the old one stays.
     pub fn rewrite(&mut self, lines: impl Iterator<Item = io::Result<String>>) -> io::Result<()> {
-        let mut name = self.path.clone().into_os_string();
-        name.push(".new");
-        let beside = PathBuf::from(name);
+        let beside = beside(&self.path, ".new");
         // What a crash left behind.
         match fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -157,6 +162,13 @@ impl Journal {
         (self.bytes, self.bytes_live) = (bytes, bytes);
         Ok(())
     }
+}
+
+/// The file of a name that begins as that of `path` does.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 fn append(path: &Path) -> io::Result<File> {

@@ -6,7 +6,7 @@
 use std::{
     fmt, io,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    claim::{Lease, Offer, Place, Refused, SourceId, UnixMs},
+    claim::{Lease, Offer, Place, Refused, UnixMs},
     directory::Directory,
     feed::{self, Batch, Feed, Job, Outcome},
     journal::{Journal, Memory, Record},
@@ -121,6 +121,14 @@ impl Registry {
         registry.table.advance(now());
         registry.table.adopt(directory, fixed);
         let mut news = Vec::new();
+        if let Some(path) = &settings.socket {
+            let own = nix::unistd::geteuid().as_raw();
+            let mut users = vec![0, own];
+            users.extend(settings.users.iter().map(|user| user.uid));
+            let feed = Feed::listen(path, users);
+            let feed = feed.map_err(|error| RegistryError::Socket(path.clone(), error))?;
+            registry.feed = Some(feed);
+        }
         if let Some(path) = &settings.journal {
             let fault = |error| RegistryError::Journal(path.clone(), error);
             let (mut journal, memory) = Journal::open(path).map_err(fault)?;
@@ -131,14 +139,6 @@ impl Registry {
             // makes none of them younger.
             registry.rewrite(&mut journal).map_err(fault)?;
             registry.journal = Some(journal);
-        }
-        if let Some(path) = &settings.socket {
-            let own = nix::unistd::geteuid().as_raw();
-            let mut users = vec![0, own];
-            users.extend(settings.users.iter().map(|user| user.uid));
-            let feed = Feed::listen(path, users);
-            let feed = feed.map_err(|error| RegistryError::Socket(path.clone(), error))?;
-            registry.feed = Some(feed);
         }
         Ok((registry, news))
     }
@@ -257,9 +257,13 @@ impl Registry {
     /// Takes a batch's changes in, and notes what will be answered.
     fn take(&mut self, batch: Batch, done: &mut Vec<(Batch, Vec<Answer>)>) {
         let jobs = batch.jobs.iter().enumerate();
-        let answers = jobs.map(|(position, job)| {
+        let mut is_over = false;
+        let answers = jobs.map_while(|(position, job)| {
             feed::give_way(position);
-            self.perform(job)
+            // Behind a request to watch, nothing would be answered.
+            let answer = (!is_over).then(|| self.perform(job));
+            is_over = matches!(answer, Some(Answer::Watch));
+            answer
         });
         let answers = answers.collect();
         done.push((batch, answers));
@@ -453,15 +457,14 @@ impl Registry {
         if journal.is_long() {
             return self.rewrite(journal);
         }
-        let mut epochs: Vec<SourceId> = Vec::new();
+        for source in &commit.begun {
+            let (name, epoch) = self.table.source_of(*source);
+            let source = name.to_owned();
+            journal.add(&Record::Epoch { source, epoch })?;
+        }
         for (position, (place, source)) in commit.touched.iter().enumerate() {
             feed::give_way(position);
-            let (name, epoch) = self.table.source_of(*source);
-            if epoch > 0 && !epochs.contains(source) {
-                epochs.push(*source);
-                let source = name.to_owned();
-                journal.add(&Record::Epoch { source, epoch })?;
-            }
+            let (name, _) = self.table.source_of(*source);
             match self.table.lease(*place, *source) {
                 Some(lease) => journal.add(&Record::Lease(self.shown(&lease)))?,
                 None => journal.add(&Record::End {
@@ -519,11 +522,14 @@ impl Registry {
         for (source, epoch) in &memory.epochs {
             self.table.restore_epoch(source, *epoch);
         }
-        let until = memory.alive_ms + self.unconfirmed.as_millis() as UnixMs;
+        // A clock that was ahead then must not make them younger.
+        let alive = memory.alive_ms.min(now());
+        self.table.forget_reports_before(alive);
+        let until = alive + self.unconfirmed.as_millis() as UnixMs;
         let (mut restored, mut dropped) = (0_usize, memory.unread);
         let mut latest = 0;
         for line in memory.leases.values() {
-            match self.restore(line, until) {
+            match self.restore(line, alive, until) {
                 Ok(until) => {
                     restored += 1;
                     latest = until.max(latest);
@@ -545,7 +551,7 @@ impl Registry {
     }
 
     /// Takes in one lease, believed until then at most; answers until when it is.
-    fn restore(&mut self, line: &str, until: UnixMs) -> Result<UnixMs, Fault> {
+    fn restore(&mut self, line: &str, alive: UnixMs, until: UnixMs) -> Result<UnixMs, Fault> {
         let record =
             serde_json::from_str(line).map_err(|error| names::malformed(error.to_string()))?;
         let Record::Lease(lease) = record else {
@@ -567,7 +573,7 @@ impl Registry {
         let until = lease.until_ms.map_or(until, |before| before.min(until));
         let restored = self
             .table
-            .restore(&lease.source, lease.epoch, &offer, until);
+            .restore(&lease.source, lease.epoch, &offer, (alive, until));
         restored.map(|()| until).map_err(refused)
     }
 
@@ -625,14 +631,22 @@ fn about(source: &str, news: Vec<String>) -> Vec<String> {
     news.map(|line| format!("{source}: {line}")).collect()
 }
 
-/// The time, by the system's clock.
+/// The time: the system's clock as it was at the start, and what has passed since. Setting that clock
+/// makes no lease longer, and no report older.
 pub fn now() -> UnixMs {
-    unix_ms(SystemTime::now())
+    static BEGUN: LazyLock<(UnixMs, Instant)> = LazyLock::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let begun = since.unwrap_or_default().as_millis() as UnixMs;
+        (begun, Instant::now())
+    });
+    let (begun, instant) = *BEGUN;
+    begun + instant.elapsed().as_millis() as UnixMs
 }
 
+/// A moment of the system's clock in that time.
 fn unix_ms(time: SystemTime) -> UnixMs {
-    let since = time.duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_millis() as UnixMs
+    let age = SystemTime::now().duration_since(time).unwrap_or_default();
+    now().saturating_sub(age.as_millis() as UnixMs)
 }
 
 fn instant_of(at: UnixMs, now: UnixMs) -> Instant {

@@ -35,6 +35,8 @@ pub struct Commit {
     pub moved: Vec<(Scope, IpNet)>,
     /// Claims that came, went, or changed.
     pub touched: Vec<(Place, SourceId)>,
+    /// Sources that began a new run.
+    pub begun: Vec<SourceId>,
     /// Number of the newest change.
     pub revision: u64,
 }
@@ -61,6 +63,9 @@ pub struct LeaseTable {
     /// When claims end, or are no longer believed.
     timers: BTreeSet<(UnixMs, Place, SourceId)>,
     touched: Vec<(Place, SourceId)>,
+    begun: Vec<SourceId>,
+    /// When the oldest report was made that counts.
+    reports_from: UnixMs,
     /// Places whose published state may have to change.
     stale: HashSet<Place>,
     revision: u64,
@@ -294,7 +299,7 @@ impl LeaseTable {
             Err(error) => return vec![error],
         };
         let known = &mut self.sources[source.0 as usize];
-        if as_of < known.begun {
+        if as_of < known.begun.max(self.reports_from) {
             return refused;
         }
         let mut ended = mem::take(known.ended.get_or_insert_default());
@@ -332,7 +337,8 @@ impl LeaseTable {
         refused
     }
 
-    /// Takes a claim in that is remembered from before a restart, and believed until `until`.
+    /// Takes a claim in that is remembered from before a restart, said at `said` at the latest, and
+    /// believed until `until`.
     ///
     /// # Errors
     /// [`Refused`]: it is not known any more, or is over.
@@ -341,13 +347,13 @@ impl LeaseTable {
         source: &str,
         epoch: u64,
         offer: &Offer<'_>,
-        until: UnixMs,
+        (said, until): (UnixMs, UnixMs),
     ) -> Result<(), Refused> {
         let device = self.claims.find(offer)?;
         let source = self.source(source)?;
         let newest = &mut self.sources[source.0 as usize].epoch;
         *newest = epoch.max(*newest);
-        self.put(source, offer, device, self.claims.now);
+        self.put(source, offer, device, said);
         let claim = self
             .claims
             .claim_mut(offer.place, source)
@@ -356,6 +362,12 @@ impl LeaseTable {
         claim.standing = Standing::Unconfirmed(until);
         self.timers.insert((until, offer.place, source));
         Ok(())
+    }
+
+    /// Reports that were made before `alive`, when this process's forerunner was at work last, count
+    /// for nothing: what ended shortly before that is forgotten.
+    pub fn forget_reports_before(&mut self, alive: UnixMs) {
+        self.reports_from = alive;
     }
 
     /// Notes the newest run of a source, as remembered from before a restart.
@@ -368,7 +380,7 @@ impl LeaseTable {
 
     /// What came of all changes since this was asked last; `None` if there were none.
     pub fn commit(&mut self) -> Option<Commit> {
-        if self.stale.is_empty() && self.touched.is_empty() {
+        if self.stale.is_empty() && self.touched.is_empty() && self.begun.is_empty() {
             return None;
         }
         self.revision += 1;
@@ -401,6 +413,7 @@ impl LeaseTable {
             identities: self.identities(),
             moved,
             touched: mem::take(&mut self.touched),
+            begun: mem::take(&mut self.begun),
             revision: self.revision,
         })
     }
@@ -499,6 +512,7 @@ impl LeaseTable {
         let known = &mut self.sources[source.0 as usize];
         known.epoch = epoch;
         known.begun = self.claims.now;
+        self.begun.push(source);
         for place in self.places_of(source) {
             self.remove(place, source);
         }
@@ -512,12 +526,22 @@ impl LeaseTable {
 
     fn put(&mut self, source: SourceId, offer: &Offer<'_>, device: DeviceId, said: UnixMs) {
         let place = offer.place;
+        if let Some(ended) = &mut self.sources[source.0 as usize].ended {
+            ended.remove(&place);
+        }
+        let epoch = self.sources[source.0 as usize].epoch;
+        if let Some(known) = self.claims.claim_mut(place, source)
+            && known.says(offer, device, epoch)
+        {
+            known.said = said;
+            return;
+        }
         self.forget_timers(place, source);
         let claim = Claim {
             source,
             device,
             session: offer.session.into(),
-            epoch: self.sources[source.0 as usize].epoch,
+            epoch,
             expires: offer.expires,
             standing: Standing::Confirmed,
             said,
@@ -532,9 +556,6 @@ impl LeaseTable {
         }
         if let Some(expires) = offer.expires {
             self.timers.insert((expires, place, source));
-        }
-        if let Some(ended) = &mut self.sources[source.0 as usize].ended {
-            ended.remove(&place);
         }
         self.touch(place, source);
     }

@@ -37,7 +37,7 @@ pub(super) enum AskFault {
     TooLarge,
     /// It is written all the time.
     Restless,
-    /// The hub has not written it for long.
+    /// The hub has not written it for long, or will not have written it for long: a clock was set.
     Stale,
     /// The interface did not answer in time.
     Silent,
@@ -169,8 +169,10 @@ fn age(written: SystemTime, now: SystemTime) -> Age {
     match now.duration_since(written) {
         Ok(age) if age < limits::HUB_STATUS_REST => Age::Young,
         Ok(age) if age > limits::HUB_STATUS_AGE_MAX => Age::Stale,
-        // A time that is still to come says nothing; a clock was set.
-        Ok(_) | Err(_) => Age::Fit,
+        Ok(_) => Age::Fit,
+        // A clock was set back: by this time the file would be newer than all that hooks say.
+        Err(ahead) if ahead.duration() > limits::HUB_STATUS_REST => Age::Stale,
+        Err(_) => Age::Young,
     }
 }
 
@@ -296,7 +298,7 @@ mod tests {
         ] {
             assert_eq!(age(written, written + later), expected, "{later:?}");
         }
-        assert_eq!(age(written, SystemTime::UNIX_EPOCH), Age::Fit);
+        assert_eq!(age(written, SystemTime::UNIX_EPOCH), Age::Stale);
     }
 
     #[test]

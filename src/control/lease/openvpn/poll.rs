@@ -3,7 +3,7 @@
 //! A hub that hangs keeps no other waiting. Prints nothing: what is worth telling comes out with a
 //! report, or in its place, and once only.
 
-use std::{fmt, mem, sync::Arc};
+use std::{collections::HashSet, fmt, mem, sync::Arc};
 
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
@@ -88,7 +88,7 @@ impl Hubs {
     }
 
     /// Asks `hubs` from now on, at once first; what was heard of those before is forgotten. Answers
-    /// those before whose names are gone.
+    /// those before that are gone, or whose clients are other devices now.
     ///
     /// Changes nothing if they are the same. To be called within a tokio runtime.
     pub fn follow(&mut self, hubs: &[Hub]) -> Vec<Hub> {
@@ -104,7 +104,12 @@ impl Hubs {
             self.tasks.spawn(attend(hub, sender.clone()));
         }
         let mut gone = mem::replace(&mut self.hubs, hubs.to_vec());
-        gone.retain(|hub| hubs.iter().all(|other| other.name != hub.name));
+        let is_same = |one: &Hub, other: &Hub| {
+            one.name == other.name
+                && one.scope == other.scope
+                && one.common_names == other.common_names
+        };
+        gone.retain(|hub| !hubs.iter().any(|other| is_same(hub, other)));
         gone
     }
 
@@ -144,14 +149,15 @@ async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
 #[derive(Default)]
 struct Told {
     failure: String,
-    problems: Vec<String>,
+    problems: HashSet<String>,
 }
 
 impl Told {
     /// The report with its new problems alone.
     fn report(&mut self, mut report: HubReport) -> HubReport {
         self.failure.clear();
-        let before = mem::replace(&mut self.problems, report.problems.clone());
+        let problems = report.problems.iter().cloned().collect();
+        let before = mem::replace(&mut self.problems, problems);
         report.problems.retain(|problem| !before.contains(problem));
         report
     }
