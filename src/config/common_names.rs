@@ -385,7 +385,7 @@ mod tests {
                 let inside = name.strip_prefix(&before).and_then(|n| n.strip_suffix(&after));
                 let mut readings = Vec::new();
                 if let Some(inside) = inside {
-                    for (at, _) in inside.match_indices('.').chain(inside.match_indices('a')).chain(inside.match_indices('-')) {
+                    for (at, _) in inside.match_indices(['.', 'a', '-']) {
                         let Some(rest) = inside[at..].strip_prefix(&separator) else { continue };
                         let (first, second) = (&inside[..at], rest);
                         let (account, device) = match text.find("{account}") < text.find("{device}") {
