@@ -191,8 +191,10 @@ fn an_exchange_under_way_ends_under_the_identity_it_began_with() {
     lease(&mut feed, LEASED, "mill");
     allow.send(()).unwrap();
     assert!(is_from(&device.receive(), "press"));
-    // The same connection, the next request.
+    // It is idle now, and was another device's.
+    wait_until("the end", || device.has_been_ended());
     allow.send(()).unwrap();
+    let mut device = Device::connect(LEASED, gateway.address());
     assert!(is_from(&device.ask(GET), "mill"));
     drop(allow);
     gateway.stop();

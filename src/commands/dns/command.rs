@@ -54,12 +54,12 @@ struct SnippetArguments {
     format: Format,
 
     /// What the names resolve to, such as 10.8.0.2, or m2u2=10.8.0.3 for one of them; may repeat
-    /// [default: what [dns] says]
+    /// [default: what the section dns says]
     #[arg(long, value_name = "[SLOT=]ADDRESS", value_parser = resolution)]
     #[arg(help_heading = "What to print")]
     address: Vec<Resolution>,
 
-    /// DNS server that OpenVPN tells devices to ask; may repeat [default: where [dns] listens]
+    /// DNS server that OpenVPN tells devices to ask; may repeat [default: where the section dns listens]
     #[arg(long, value_name = "ADDRESS", value_parser = config::resolved_address)]
     #[arg(help_heading = "What to print")]
     server: Vec<IpAddr>,

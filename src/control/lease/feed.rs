@@ -86,8 +86,10 @@ impl Feed {
     /// The socket can be reached by everybody, so that whoever may not use it is told so.
     ///
     /// # Errors
-    /// The socket cannot be made; one that another process listens on is left alone.
+    /// The socket cannot be made; one that another process listens on is left alone. Nor is it made
+    /// where others could put a socket of theirs in its place.
     pub fn listen(path: &Path, users: Vec<u32>) -> io::Result<Self> {
+        check_folder(path)?;
         remove_abandoned(path)?;
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
@@ -113,6 +115,23 @@ impl Feed {
     pub fn try_next(&mut self) -> Option<Batch> {
         self.batches.try_recv().ok()
     }
+}
+
+fn check_folder(path: &Path) -> io::Result<()> {
+    const OTHERS_WRITE: u32 = 0o022;
+    const STICKY: u32 = 0o1000;
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mode = fs::metadata(folder)?.permissions().mode();
+    if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "others may write to its folder, and put a socket of theirs there; take that right away",
+        ));
+    }
+    Ok(())
 }
 
 /// Removes a socket that nobody listens on, as a crash leaves it.

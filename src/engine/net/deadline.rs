@@ -230,13 +230,11 @@ impl Deadlines {
     }
 
     /// Ends every connection that waits for a next request, of which nothing has come, if `moved`
-    /// concerns its address and that is not what it was taken for any more, says `mark`.
+    /// concerns its address and that is not what it was taken for any more, says `mark`; those on
+    /// which something is under way once they wait again.
     pub fn close_moved(&self, moved: &Moved, mark: impl Fn(Scope, IpAddr) -> Option<Mark>) {
         let speakers_v6 = self.speakers_v6.borrow();
         for (key, entry) in self.sockets.borrow_mut().iter_mut() {
-            if entry.waiting != Waiting::Idle {
-                continue;
-            }
             let address: Option<IpAddr> = match entry.speaker {
                 Speaker::Nobody => None,
                 Speaker::V4(octets) => Some(octets.into()),
@@ -246,7 +244,10 @@ impl Deadlines {
                 let scope = entry.scope;
                 moved.concerns(scope, address) && mark(scope, address) != Some(entry.mark)
             });
-            if is_moved && !entry.is_called_upon() {
+            if is_moved && entry.waiting == Waiting::Busy {
+                // What is under way ends under the identity it began with.
+                entry.expired.0 |= Expired::MOVED;
+            } else if is_moved && !entry.is_called_upon() {
                 sys::shutdown(entry.fd, Side::Read);
             }
         }
@@ -262,13 +263,15 @@ impl Deadlines {
     }
 }
 
-/// Which sides the sweep has ended; two flags would make every entry larger.
+/// What the sweep has ended; flags of their own would make every entry larger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Expired(u8);
 
 impl Expired {
     const READ: u8 = 1;
     const WRITE: u8 = 2;
+    /// Neither yet, but the next wait for a request: its speaker is another device now.
+    const MOVED: u8 = 4;
 }
 
 /// The address that speaks through a socket. IPv6 ones stand in a list beside, so that a million
@@ -305,6 +308,7 @@ impl Watch {
             entry.speaker = speaker;
             entry.scope = scope;
             entry.mark = mark;
+            entry.expired.0 &= !Expired::MOVED;
         });
     }
 
@@ -330,7 +334,10 @@ impl Watch {
     /// [`limits::DORMANT_AFTER`]. The deadline stands until it is taken back.
     pub fn set_idle_until_recalled(&self, due: Due) -> CancelHandle {
         self.with(|entry| {
-            entry.read_due = due;
+            entry.read_due = match entry.expired.0 & Expired::MOVED {
+                0 => due,
+                _ => Due(0),
+            };
             entry.waiting = Waiting::Idle;
             entry.idle_sweeps = 0;
             // What called one receive back serves no other.
@@ -647,8 +654,10 @@ mod tests {
         let closed = cases.iter().filter(|(_, near, _)| is_closed(near));
         assert_eq!(closed.count(), 0, "each device is still the same");
         deadlines.close_moved(&moved, |_, _| None);
+        cases[2].0.set_idle_until_recalled(Due::NEVER);
+        deadlines.sweep();
         for (number, (_, near, _)) in cases.iter().enumerate() {
-            assert_eq!(is_closed(near), number < 2, "case {number}");
+            assert_eq!(is_closed(near), number < 3, "case {number}");
         }
         drop(cases);
         assert!(deadlines.speakers_v6.borrow().is_empty());
