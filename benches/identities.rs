@@ -1,4 +1,5 @@
-//! The device behind an address, in tables of up to a million, and a lease that changes in one.
+//! The device behind an address, in tables of up to a million, and a lease or a server's address
+//! that changes in one.
 //!
 //! Addresses are asked for in random order, so that the caches hold as little of a large table as
 //! they would on a gateway.
@@ -11,12 +12,15 @@ use std::{
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ipnet::IpNet;
-use m2u::snapshot::{
-    Snapshot,
-    identity::{Change, Identity, IdentityTable},
-    publish::Publisher,
-    route::{AccountId, RouteTable},
-    scope::Scope,
+use m2u::{
+    config::settings::{OnFailure, Scheme, Slot, Timeouts},
+    snapshot::{
+        Snapshot,
+        identity::{Change, Identity, IdentityTable},
+        publish::Publisher,
+        route::{AccountId, PoolId, Route, Stamp, Upstream},
+        scope::Scope,
+    },
 };
 
 #[global_allocator]
@@ -25,6 +29,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const MILLION: u32 = 1_000_000;
 /// Networks of each kind beside a million addresses.
 const NETWORKS: u32 = 100_000;
+/// Accounts with a server each, beside them.
+const ACCOUNTS: u32 = 10_000;
 
 criterion_group!(benches, resolve, change);
 criterion_main!(benches);
@@ -50,12 +56,26 @@ fn resolve(criterion: &mut Criterion) {
 fn change(criterion: &mut Criterion) {
     let publisher = Publisher::new(Snapshot {
         identities: table(MILLION, 0).into(),
-        routes: Arc::new(RouteTable::default()),
+        routes: Arc::new((0..ACCOUNTS).map(|account| route(account, 1)).collect()),
         domain: "talk2m.com".into(),
         allow_networks: [].into(),
     });
     let mut subscriber = publisher.subscribe();
     let mut random = Random(0);
+    let mut port = 1;
+    criterion.bench_function("change/a server's address, published", |bencher| {
+        bencher.iter(|| {
+            let now = publisher.current();
+            port = port % u16::MAX + 1;
+            let moved = [Arc::new(route(random.below(ACCOUNTS), port))];
+            publisher.publish(Snapshot {
+                routes: Arc::new(now.routes.with_routes(moved)),
+                ..Snapshot::clone(&now)
+            });
+            drop(now);
+            black_box(subscriber.load());
+        });
+    });
     criterion.bench_function("change/a lease of 1 M, published", |bencher| {
         bencher.iter(|| {
             let now = publisher.current();
@@ -103,6 +123,37 @@ fn table(devices: u32, networks: u32) -> IdentityTable {
         (*network, identity)
     });
     IdentityTable::build(entries).expect("networks of their own")
+}
+
+/// The only server of an account, at `port` of this machine.
+fn route(account: u32, port: u16) -> Route {
+    let reference = format!("account-{account:05}");
+    Route {
+        account: AccountId(account),
+        account_ref: reference.as_str().into(),
+        slot: Slot::FIRST,
+        upstream: Arc::new(Upstream {
+            pool: PoolId(account),
+            scheme: Scheme::Http,
+            host: "server.example".into(),
+            port,
+            addresses: Arc::new([(Ipv4Addr::LOCALHOST, port).into()]),
+            unresolved: None,
+            tls: None,
+        }),
+        host_field: b"Host: server.example\r\n".as_slice().into(),
+        base_path: [].into(),
+        stamp: Stamp::Exposed {
+            account_field: format!("X_Talk2M_Account: {reference}\r\n")
+                .into_bytes()
+                .into(),
+        },
+        hyphen_aliases: false,
+        authorization: None,
+        on_failure: OnFailure::Respond,
+        timeouts: Timeouts::default(),
+        body_bytes_max: u64::MAX,
+    }
 }
 
 fn network(address: IpAddr, length: u8) -> IpNet {

@@ -7,6 +7,7 @@ use std::{
     fmt,
     future::pending,
     io::{self, Write},
+    iter,
     mem::{self, ManuallyDrop},
     net::SocketAddr,
     path::PathBuf,
@@ -236,7 +237,7 @@ impl Gateway {
                 },
                 work = work(&mut self.leases) => self.change_leases(work),
                 events = self.resolver.events() => self.learn(&events),
-                () = until(reload) => self.publish(),
+                () = until(reload) => self.publish(iter::empty()),
                 _ = health.tick() => {
                     if self.engine.is_broken() {
                         return Err(Fault::Broken);
@@ -303,7 +304,7 @@ impl Gateway {
             inventory: settings.inventory(),
         });
         if self.resolver.is_settled() {
-            self.publish();
+            self.publish(iter::empty());
         }
     }
 
@@ -352,12 +353,13 @@ impl Gateway {
     fn learn(&mut self, events: &[Event]) {
         tell(events);
         if self.reload.is_none() || self.resolver.is_settled() {
-            self.publish();
+            self.publish(events.iter().map(Event::host));
         }
     }
 
-    fn publish(&mut self) {
-        if let Some(mut snapshot) = self.assembly.snapshot(&self.resolver) {
+    /// Publishes what the settings in use and the addresses of `hosts` make different.
+    fn publish<'h>(&mut self, hosts: impl Iterator<Item = &'h str>) {
+        if let Some(mut snapshot) = self.assembly.snapshot(&self.resolver, hosts) {
             if let Some(leases) = &self.leases {
                 snapshot.identities = leases.identities();
             }

@@ -87,9 +87,11 @@ struct Plan {
     allow_networks: Arc<[IpNet]>,
     zone: Option<Arc<Zone>>,
     upstreams: Vec<UpstreamPlan>,
+    /// The upstreams whose addresses are those of a name.
+    named: HashMap<Box<str>, Vec<usize>>,
     routes: Vec<RoutePlan>,
-    /// A snapshot has been made of it.
-    is_rendered: bool,
+    /// What a snapshot was made with last, if one was made of these settings.
+    rendered: Option<Arc<RouteTable>>,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,8 @@ struct UpstreamPlan {
     port: u16,
     source: Source,
     tls: Option<UpstreamTls>,
+    /// Indices of the routes that lead to it.
+    routes: Vec<usize>,
     /// As published last.
     current: Option<Arc<Upstream>>,
 }
@@ -116,8 +120,6 @@ struct RoutePlan {
     account: AccountId,
     account_ref: Box<str>,
     slot: Slot,
-    /// Index among the plan's upstreams.
-    upstream: usize,
     host_field: Box<[u8]>,
     base_path: Box<[u8]>,
     stamp: Stamp,
@@ -126,8 +128,6 @@ struct RoutePlan {
     on_failure: OnFailure,
     timeouts: Timeouts,
     body_bytes_max: u64,
-    /// As published last.
-    current: Option<Arc<Route>>,
 }
 
 impl Assembly {
@@ -155,13 +155,13 @@ impl Assembly {
                     Some(index) => *index,
                     None => {
                         let pool = self.pool(&key);
-                        plan.upstreams.push(UpstreamPlan::new(pool, &key, tls));
-                        planned.insert(key, plan.upstreams.len() - 1);
-                        plan.upstreams.len() - 1
+                        let index = plan.add(UpstreamPlan::new(pool, &key, tls));
+                        planned.insert(key, index);
+                        index
                     }
                 };
-                plan.routes
-                    .push(RoutePlan::new(id, account, server, upstream));
+                plan.upstreams[upstream].routes.push(plan.routes.len());
+                plan.routes.push(RoutePlan::new(id, account, server));
             }
         }
         let identities = IdentityTable::build(entries(&settings.accounts, &ids));
@@ -191,11 +191,7 @@ impl Assembly {
 
     /// Names that must be resolved for the settings in use.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.plan
-            .upstreams
-            .iter()
-            .filter(|upstream| matches!(upstream.source, Source::Name))
-            .map(|upstream| &*upstream.host)
+        self.plan.named.keys().map(|host| &**host)
     }
 
     /// m2u's own names for the settings in use; `None` if nobody shall answer for them.
@@ -203,18 +199,29 @@ impl Assembly {
         self.plan.zone.as_ref()
     }
 
-    /// A snapshot of the settings in use with the addresses that `resolver` knows.
+    /// A snapshot of the settings in use with the addresses that `resolver` knows, of which those
+    /// of `hosts` may be others than when the last one was made of these settings.
     ///
-    /// `None`: nothing differs from the snapshot that was made last.
-    pub fn snapshot(&mut self, resolver: &Resolver) -> Option<Snapshot> {
-        let moved = self.plan.renew(resolver) | !self.plan.is_rendered;
-        moved.then(|| self.plan.render())
+    /// `None`: they are not.
+    pub fn snapshot<'h>(
+        &mut self,
+        resolver: &Resolver,
+        hosts: impl IntoIterator<Item = &'h str>,
+    ) -> Option<Snapshot> {
+        match &self.plan.rendered {
+            None => Some(self.first_snapshot(resolver)),
+            Some(before) => {
+                let before = Arc::clone(before);
+                let moved = self.plan.renew(resolver, hosts);
+                (!moved.is_empty()).then(|| self.plan.render(before.with_routes(moved)))
+            }
+        }
     }
 
     /// A snapshot of the settings in use with the addresses that `resolver` knows, in any case.
     pub fn first_snapshot(&mut self, resolver: &Resolver) -> Snapshot {
-        self.plan.renew(resolver);
-        self.plan.render()
+        let routes = self.plan.build(resolver);
+        self.plan.render(routes)
     }
 
     /// The number that an account keeps as long as this process lives.
@@ -261,32 +268,62 @@ impl Assembly {
 }
 
 impl Plan {
-    /// Makes every route current; says whether any was not.
-    fn renew(&mut self, resolver: &Resolver) -> bool {
-        for upstream in &mut self.upstreams {
-            upstream.renew(resolver);
+    /// Adds an upstream; answers its index.
+    fn add(&mut self, upstream: UpstreamPlan) -> usize {
+        let index = self.upstreams.len();
+        if matches!(upstream.source, Source::Name) {
+            let named = self.named.entry(upstream.host.clone()).or_default();
+            named.push(index);
         }
-        let mut moved = false;
-        for route in &mut self.routes {
-            let Some(upstream) = &self.upstreams[route.upstream].current else {
-                continue; // `renew` leaves none without.
-            };
-            let is_current = |route: &Arc<Route>| Arc::ptr_eq(&route.upstream, upstream);
-            if !route.current.as_ref().is_some_and(is_current) {
-                route.current = Some(Arc::new(route.build(upstream)));
-                moved = true;
+        self.upstreams.push(upstream);
+        index
+    }
+
+    /// Every route, with the addresses that `resolver` knows.
+    fn build(&mut self, resolver: &Resolver) -> RouteTable {
+        let upstreams = self.upstreams.iter_mut();
+        let routes = upstreams.flat_map(|upstream| {
+            let current = upstream.renew(resolver);
+            upstream
+                .routes
+                .iter()
+                .map(move |route| (*route, Arc::clone(&current)))
+        });
+        routes
+            .map(|(route, upstream)| self.routes[route].build(&upstream))
+            .collect()
+    }
+
+    /// The routes to those of `hosts` that are elsewhere than when they were built.
+    fn renew<'h>(
+        &mut self,
+        resolver: &Resolver,
+        hosts: impl IntoIterator<Item = &'h str>,
+    ) -> Vec<Arc<Route>> {
+        let mut moved = Vec::new();
+        for index in hosts
+            .into_iter()
+            .filter_map(|host| self.named.get(host))
+            .flatten()
+        {
+            let upstream = &mut self.upstreams[*index];
+            let before = upstream.current.clone();
+            let current = upstream.renew(resolver);
+            if before.is_some_and(|before| Arc::ptr_eq(&before, &current)) {
+                continue;
             }
+            let routes = upstream.routes.iter();
+            moved.extend(routes.map(|route| Arc::new(self.routes[*route].build(&current))));
         }
         moved
     }
 
-    fn render(&mut self) -> Snapshot {
-        self.is_rendered = true;
-        let routes = self.routes.iter();
-        let routes: RouteTable = routes.filter_map(|route| route.current.clone()).collect();
+    fn render(&mut self, routes: RouteTable) -> Snapshot {
+        let routes = Arc::new(routes);
+        self.rendered = Some(Arc::clone(&routes));
         Snapshot {
             identities: Arc::clone(&self.identities).into(),
-            routes: Arc::new(routes),
+            routes,
             domain: self.domain.clone(),
             allow_networks: self.allow_networks.clone(),
         }
@@ -310,12 +347,14 @@ impl UpstreamPlan {
             port: key.port,
             source,
             tls,
+            routes: Vec::new(),
             current: None,
         }
     }
 
-    /// Makes `current` what `resolver` knows now; leaves it alone if that is what it says.
-    fn renew(&mut self, resolver: &Resolver) {
+    /// Makes `current` what `resolver` knows now, and answers it; leaves it alone if that is what
+    /// it says.
+    fn renew(&mut self, resolver: &Resolver) -> Arc<Upstream> {
         let (addresses, unresolved) = match &self.source {
             Source::Fixed(addresses) => (Arc::clone(addresses), None),
             Source::Name => {
@@ -329,10 +368,10 @@ impl UpstreamPlan {
             upstream.addresses == addresses
                 && upstream.unresolved.as_deref() == unresolved.as_deref()
         };
-        if self.current.as_ref().is_some_and(is_current) {
-            return;
+        if let Some(current) = self.current.as_ref().filter(|current| is_current(current)) {
+            return Arc::clone(current);
         }
-        self.current = Some(Arc::new(Upstream {
+        let current = Arc::new(Upstream {
             pool: self.pool,
             scheme: self.scheme,
             host: self.host.clone(),
@@ -340,12 +379,14 @@ impl UpstreamPlan {
             addresses,
             unresolved: unresolved.as_deref().map(Box::from),
             tls: self.tls.clone(),
-        }));
+        });
+        self.current = Some(Arc::clone(&current));
+        current
     }
 }
 
 impl RoutePlan {
-    fn new(id: AccountId, account: &Account, server: &Server, upstream: usize) -> Self {
+    fn new(id: AccountId, account: &Account, server: &Server) -> Self {
         let stamp = match account.expose_identity {
             true => Stamp::Exposed {
                 account_field: line("X_Talk2M_Account", &account.reference),
@@ -356,7 +397,6 @@ impl RoutePlan {
             account: id,
             account_ref: account.reference.as_str().into(),
             slot: server.slot,
-            upstream,
             host_field: line("Host", &server.url.authority()),
             base_path: server.url.base_path.as_bytes().into(),
             stamp,
@@ -365,7 +405,6 @@ impl RoutePlan {
             on_failure: server.on_failure,
             timeouts: server.timeouts,
             body_bytes_max: server.body_bytes,
-            current: None,
         }
     }
 
@@ -639,12 +678,14 @@ mod tests {
         assembly.adopt(&settings(&dir, &servers)).expect("fine");
         let mut resolver = Resolver::new(None);
         resolver.follow(assembly.names());
-        let before = assembly.snapshot(&resolver).expect("the first");
-        assert!(assembly.snapshot(&resolver).is_none());
+        let hosts = ["one.example", "two.example", "other.example"];
+        let before = assembly.snapshot(&resolver, []).expect("the first");
+        assert!(assembly.snapshot(&resolver, hosts).is_none());
         let address: IpAddr = "192.0.2.1".parse().expect("an address");
         resolver.pretend("one.example", &[address]);
-        let after = assembly.snapshot(&resolver).expect("a new one");
-        assert!(assembly.snapshot(&resolver).is_none());
+        assert!(assembly.snapshot(&resolver, ["two.example"]).is_none());
+        let after = assembly.snapshot(&resolver, hosts).expect("a new one");
+        assert!(assembly.snapshot(&resolver, hosts).is_none());
         let table = |snapshot: &Snapshot| {
             let table = snapshot.identities.table(Scope::NONE);
             Arc::clone(table.expect("the common one"))
@@ -670,7 +711,7 @@ mod tests {
         bad.accounts[0].servers[0].url.host = "not a name".to_owned();
         assert!(matches!(assembly.adopt(&bad), Err(ReloadError::Host(_))));
         let resolver = Resolver::new(None);
-        assert!(assembly.snapshot(&resolver).is_none());
+        assert!(assembly.snapshot(&resolver, ["one.example"]).is_none());
         assert_eq!(assembly.names().collect::<Vec<_>>(), ["one.example"]);
         let still = assembly.first_snapshot(&resolver);
         assert_eq!(route(&still, "m2u").upstream.pool, pool);

@@ -69,6 +69,17 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The name that it is about.
+    pub fn host(&self) -> &str {
+        match self {
+            Self::Moved { host, .. } | Self::Recovered { host, .. } | Self::Failed { host, .. } => {
+                host
+            }
+        }
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -18,9 +18,18 @@ pub struct AccountId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PoolId(pub u32);
 
+/// Parts of a table, of which a change copies those that it falls into.
+const SHARDS: usize = 256;
+
 /// Every configured server by account and slot.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RouteTable {
+    /// By the account's number.
+    shards: Box<[Arc<Shard>; SHARDS]>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Shard {
     routes: HashMap<(AccountId, Slot), Arc<Route>>,
     /// One route of each account, for what all of them have in common.
     accounts: HashMap<AccountId, Arc<Route>>,
@@ -29,17 +38,43 @@ pub struct RouteTable {
 impl RouteTable {
     /// The server that `account` configured for `slot`.
     pub fn resolve(&self, account: AccountId, slot: Slot) -> Option<&Arc<Route>> {
-        self.routes.get(&(account, slot))
+        self.shards[shard_of(account)].routes.get(&(account, slot))
     }
 
     /// The *ref* of an account that has a server.
     pub fn account_ref(&self, account: AccountId) -> Option<&str> {
-        self.accounts.get(&account).map(|route| &*route.account_ref)
+        let route = self.shards[shard_of(account)].accounts.get(&account);
+        route.map(|route| &*route.account_ref)
     }
 
     /// All routes, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.routes.values()
+        self.shards.iter().flat_map(|shard| shard.routes.values())
+    }
+
+    /// The table with `routes` in the place of those of the same accounts and slots; it shares with
+    /// this one whatever they do not concern.
+    pub fn with_routes(&self, routes: impl IntoIterator<Item = Arc<Route>>) -> Self {
+        let mut shards = self.shards.clone();
+        for route in routes {
+            let shard = Arc::make_mut(&mut shards[shard_of(route.account)]);
+            shard.accounts.insert(route.account, Arc::clone(&route));
+            shard.routes.insert((route.account, route.slot), route);
+        }
+        Self { shards }
+    }
+}
+
+fn shard_of(account: AccountId) -> usize {
+    account.0 as usize % SHARDS
+}
+
+impl Default for RouteTable {
+    fn default() -> Self {
+        let empty = Arc::default();
+        Self {
+            shards: Box::new(std::array::from_fn(|_| Arc::clone(&empty))),
+        }
     }
 }
 
@@ -49,15 +84,9 @@ impl FromIterator<Route> for RouteTable {
     }
 }
 
-/// A table may share the routes that did not change with the one before it.
 impl FromIterator<Arc<Route>> for RouteTable {
     fn from_iter<I: IntoIterator<Item = Arc<Route>>>(routes: I) -> Self {
-        let mut table = Self::default();
-        for route in routes {
-            table.accounts.insert(route.account, Arc::clone(&route));
-            table.routes.insert((route.account, route.slot), route);
-        }
-        table
+        Self::default().with_routes(routes)
     }
 }
 
