@@ -237,7 +237,7 @@ fn unsafe_code_lives_in_one_file() {
 
 #[test]
 fn files_say_what_they_are_and_stay_short() {
-    for source in sources(&["src", "tests", "benches", "perf/load/src"]) {
+    for source in sources(&["src", "tests", "benches", "perf/load/src", "perf/floor/src"]) {
         assert!(
             source.text.starts_with("//! "),
             "{} does not say what it is",
@@ -290,7 +290,7 @@ fn no_file_knows_the_machine_it_was_written_on() {
         ["/tmp/", "wt"].concat(),
         ["/ro", "ot/"].concat(),
     ];
-    for source in sources(&["src", "tests", "benches", "perf/load/src"]) {
+    for source in sources(&["src", "tests", "benches", "perf/load/src", "perf/floor/src"]) {
         for mark in &marks {
             assert!(
                 !source.text.contains(mark.as_str()),

@@ -12,7 +12,7 @@ import time
 from . import identity
 from .certificates import Certificates
 from .origin import Origin
-from .peers import PEERS, Job
+from .peers import FLOORS, PEERS, Job
 from .processes import Failed
 from .table import Table, address
 from .wire import ask
@@ -137,6 +137,7 @@ class Bench:
             peer.ready()
             arguments = self.arguments(peer, scenario)
             arguments += ["--devices", size]
+            arguments += ["--echo", "none"] if name in FLOORS else []
             requests = scenario.quick if self.quick else scenario.requests
             warmup = min(scenario.warmup, requests)
             arguments += ["--requests", requests, "--warmup-requests", warmup]

@@ -23,6 +23,13 @@ def build(m2u=None):
     return Path(m2u).resolve(), own / "release" / "m2u-load"
 
 
+def build_floor():
+    """Path of the relay that knows no HTTP."""
+    own = target() / "perf-floor"
+    cargo(ROOT / "perf" / "floor", own)
+    return own / "release" / "m2u-floor"
+
+
 def cargo(package, into):
     command = ["cargo", "build", "--release", "--locked", "--quiet"]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(into)}

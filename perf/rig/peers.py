@@ -295,9 +295,52 @@ class HaproxySplice(Haproxy):
     bodies = "    option splice-auto"
 
 
+class Floor(Peer):
+    """A relay that knows no HTTP, on a bare ring (perf/floor)."""
+
+    name = "floor-ring"
+    binary = None
+
+    def command(self):
+        job = self.job
+        return [self.binary, f"127.0.0.1:{self.port}", f"127.0.0.1:{job.port}"]
+
+
+TCP = """
+global
+    nbthread 1
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen relay
+    bind 127.0.0.1:{port}
+    server origin 127.0.0.1:{origin}
+"""
+
+
+class HaproxyTcp(Peer):
+    """HAProxy as a relay that knows no HTTP."""
+
+    name = "floor-haproxy"
+
+    def command(self):
+        config = self.job.folder / "haproxy-tcp.cfg"
+        config.write_text(TCP.format(port=self.port, origin=self.job.port))
+        return ["haproxy", "-db", "-f", config]
+
+
 PEERS = {
-    peer.name: peer for peer in (M2u, Nginx, Haproxy, HaproxySplice, M2uLog, M2uMillion)
+    peer.name: peer
+    for peer in (
+        *(M2u, Nginx, Haproxy, HaproxySplice, M2uLog, M2uMillion),
+        *(Floor, HaproxyTcp),
+    )
 }
+
+# They stamp nothing: no gateways, but what a gateway's price can be held against.
+FLOORS = (Floor.name, HaproxyTcp.name)
 
 
 def variant(text):

@@ -5,6 +5,7 @@ A ratio is taken inside one round; ratios of different rounds or runs are never 
 
 from statistics import median
 
+from .peers import FLOORS
 from .scenarios import BY_NAME
 
 # The peers that have columns of their own; all others stand in a second table.
@@ -17,6 +18,8 @@ LABELS = {
     "haproxy-splice": "HAProxy with splice",
     "m2u-log": "m2u, log on",
     "m2u-million": "m2u, 1 M devices",
+    "floor-ring": "a relay without HTTP on a bare ring",
+    "floor-haproxy": "HAProxy as a relay without HTTP",
 }
 
 
@@ -77,14 +80,16 @@ def label(peer):
 
 
 def variants(lines, scenario, metric):
-    """m2u with other flags or another binary, each held against m2u."""
+    """m2u with other flags or another binary, held against m2u; relays without HTTP, against every
+    peer."""
     rounds = figures(lines).get(scenario.name, {})
     names = {peer for peers in rounds.values() for peer in peers} - set(scenario.peers)
     for name in sorted(names):
-        every = ratios(rounds, name, "m2u", metric.key)
-        if every:
-            value = median(peers[name][metric.key] for peers in rounds.values() if name in peers)
-            yield name, (value, (median(every), None, None, min(every), max(every)))
+        for base in scenario.peers if name in FLOORS else ("m2u",):
+            every = ratios(rounds, name, base, metric.key)
+            if every:
+                value = median(peers[name][metric.key] for peers in rounds.values() if name in peers)
+                yield name, base, value, (median(every), None, None, min(every), max(every))
 
 
 def verdict(entry):
@@ -128,10 +133,10 @@ def summary(lines, environment, options):
                     f"| {title} | {label(ours)} {shown[ours]} | {label(base)} {shown[base]} "
                     f"| {verdict(entry)} |"
                 )
-        for peer, entry in variants(lines, scenario, metric):
+        for peer, base, value, entry in variants(lines, scenario, metric):
             others.append(
-                f"| {title} | {label(peer)} {number(entry[0])} | m2u {shown['m2u']} "
-                f"| {verdict(entry[1])} |"
+                f"| {title} | {label(peer)} {number(value * metric.scale)} "
+                f"| {label(base)} {shown[base]} | {verdict(entry)} |"
             )
         if any(base in COLUMNS for base in scenario.base):
             figures = " | ".join(shown.get(peer, "") for peer in ("m2u", *COLUMNS))
