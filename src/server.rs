@@ -541,9 +541,14 @@ fn start_leases(
 ) -> Result<Registry, Fault> {
     let directory = directory(settings, assembly);
     let fixed = Arc::clone(assembly.identities());
-    let (mut registry, news) =
-        Registry::start(leases, &settings.listen, directory, fixed).map_err(Fault::Leases)?;
-    registry.follow(&settings.openvpn);
+    let (registry, news) = Registry::start(
+        leases,
+        &settings.listen,
+        &settings.openvpn,
+        directory,
+        fixed,
+    )
+    .map_err(Fault::Leases)?;
     news.iter().for_each(|news| say(format_args!("{news}")));
     Ok(registry)
 }

@@ -72,6 +72,15 @@ fn a_late_release_does_not_end_a_newer_visit() {
     lease(&gateway, &format!("add 127.0.0.7 {PRESS} --session third")).done();
     lease(&gateway, "release 127.0.0.7 --any-session").done();
     assert_eq!(whose("127.0.0.7", gateway.address()), Err(403));
+    for address in ["127.0.0.7", "127.0.8.0/24"] {
+        lease(&gateway, &format!("add {address} {PRESS} --session fourth")).done();
+    }
+    lease(&gateway, "release --session third").refused("no lease of the session");
+    assert_eq!(whose("127.0.8.1", gateway.address()), press("press-07"));
+    lease(&gateway, "release --session fourth").done();
+    for address in ["127.0.0.7", "127.0.8.1"] {
+        assert_eq!(whose(address, gateway.address()), Err(403));
+    }
 }
 
 #[test]
@@ -652,6 +661,9 @@ fn wrong_usage_is_told_apart() {
         "add 10.8.0.7 --account acme --device press --timeout 5",
         "add 10.8.0.7 --account acme --device press --socket a --config b",
         "release 10.8.0.7 --session s --any-session",
+        "release",
+        "release --any-session",
+        "release --session s --scope north",
         "sync set.csv",
         "list --address press",
         "import --wireguard -",

@@ -72,6 +72,15 @@ fn what_is_no_request_is_refused_with_a_reason() {
         ("{\"op\":\"add\",\"epoch\":-1}", "invalid value"),
         ("{\"op\":\"list\"} {\"op\":\"list\"}", "trailing characters"),
         ("{\"op\":\"add\",\"source\":\"vpn\"}", "has no address"),
+        ("{\"op\":\"release\",\"source\":\"vpn\"}", "has no address"),
+        (
+            "{\"op\":\"release\",\"source\":\"vpn\",\"session\":\"s\",\"any_session\":true}",
+            "ends a whole session",
+        ),
+        (
+            "{\"op\":\"release\",\"source\":\"vpn\",\"session\":\"s\",\"scope\":\"north\"}",
+            "ends a whole session",
+        ),
         (
             "{\"op\":\"add\",\"source\":\"vpn\",\"address\":\"127.0.0.8\",\"account\":\"acme\"}",
             "must have an account and a device",

@@ -10,6 +10,7 @@ use m2u::{
     control::lease::{
         claim::{Offer, Place, Refused},
         directory::Directory,
+        seen::Seen,
         table::LeaseTable,
     },
     snapshot::{
@@ -93,6 +94,12 @@ fn place(scope: u8, address: &str) -> Place {
         scope: Scope(scope),
         network: network(address),
     }
+}
+
+/// Has the table hear what was seen at a hub, and of no strangers; answers what could not be served.
+fn reconcile(table: &mut LeaseTable, hub: &str, as_of: u64, offers: &[Offer<'_>]) -> Vec<Refused> {
+    let strangers = &[];
+    table.reconcile(hub, as_of, &Seen { offers, strangers })
 }
 
 /// Whose an address is, once what changed is published.
@@ -246,18 +253,18 @@ fn what_was_seen_does_not_undo_what_was_said_since() {
         .release("hub", None, place(0, "10.0.0.2"), None)
         .expect("its own");
     // Seen before both: mill still there, saw not yet.
-    let refused = table.reconcile("hub", 1_500, &[offer("10.0.0.4", "mill")]);
+    let refused = reconcile(&mut table, "hub", 1_500, &[offer("10.0.0.4", "mill")]);
     assert!(refused.is_empty());
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3".to_owned()));
     assert_eq!(whose(&mut table, 0, "10.0.0.4"), Ok("mill2".to_owned()));
     table.advance(3_000);
     let seen = [offer("10.0.0.1", "saw"), offer("10.0.0.5", "lathe")];
-    let refused = table.reconcile("hub", 2_500, &seen);
+    let refused = reconcile(&mut table, "hub", 2_500, &seen);
     let tokens: Vec<_> = refused.iter().map(Refused::token).collect();
     assert_eq!(tokens, ["conflict", "unknown_device"]);
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
     assert_eq!(whose(&mut table, 0, "10.0.0.1"), Err(Unknown::Disputed));
-    table.reconcile("hub", 2_500, &[]);
+    reconcile(&mut table, "hub", 2_500, &[]);
     assert_eq!(whose(&mut table, 0, "10.0.0.1"), Ok("press1".to_owned()));
 }
 
@@ -273,9 +280,9 @@ fn what_was_seen_does_not_bring_back_what_ended_since() {
         .release("hub", Some(1), place(0, "10.0.0.2"), None)
         .expect("its own");
     let seen = [offer("10.0.0.2", "mill")];
-    table.reconcile("hub", 1_500, &seen);
+    reconcile(&mut table, "hub", 1_500, &seen);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::NoLease));
-    table.reconcile("hub", 2_500, &seen);
+    reconcile(&mut table, "hub", 2_500, &seen);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
 
     // The hub begins anew: what was seen of its earlier run says nothing of this one.
@@ -284,12 +291,12 @@ fn what_was_seen_does_not_bring_back_what_ended_since() {
         .add("hub", Some(2), &offer("10.0.0.3", "saw"))
         .expect("free");
     let seen = [offer("10.0.0.2", "mill"), offer("10.0.0.4", "mill")];
-    table.reconcile("hub", 3_500, &seen);
+    reconcile(&mut table, "hub", 3_500, &seen);
     for address in ["10.0.0.2", "10.0.0.4"] {
         assert_eq!(whose(&mut table, 0, address), Err(Unknown::NoLease));
     }
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3".to_owned()));
-    table.reconcile("hub", 4_500, &seen);
+    reconcile(&mut table, "hub", 4_500, &seen);
     assert_eq!(whose(&mut table, 0, "10.0.0.4"), Ok("mill2".to_owned()));
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
 }
@@ -323,9 +330,9 @@ fn what_a_hub_takes_over_is_served_once_its_report_has_it() {
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3".to_owned()));
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::Unconfirmed));
     // A report from before does not know; the next one does.
-    table.reconcile("hub", 500, &[takes_over("10.0.0.2", "mill")]);
+    reconcile(&mut table, "hub", 500, &[takes_over("10.0.0.2", "mill")]);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::Unconfirmed));
-    table.reconcile("hub", 1_500, &[takes_over("10.0.0.2", "saw")]);
+    reconcile(&mut table, "hub", 1_500, &[takes_over("10.0.0.2", "saw")]);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
 
     // One who gave up has not got it, whatever was heard of that.
@@ -334,7 +341,7 @@ fn what_a_hub_takes_over_is_served_once_its_report_has_it() {
         .add("hub", Some(1), &takes_over("10.0.0.2", "mill"))
         .expect("taken over");
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::Unconfirmed));
-    table.reconcile("hub", 2_500, &[takes_over("10.0.0.2", "saw")]);
+    reconcile(&mut table, "hub", 2_500, &[takes_over("10.0.0.2", "saw")]);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
 
     // A new run of the hub has ended what was there.
@@ -414,7 +421,7 @@ fn the_same_network_in_a_scope_and_in_all_is_one_devices() {
         table.add("south", None, &scoped(2, "saw")).is_err(),
         "all have mill"
     );
-    table.reconcile("south", 0, &[scoped(2, "saw")]);
+    reconcile(&mut table, "south", 0, &[scoped(2, "saw")]);
     assert_eq!(whose(&mut table, 2, "10.0.0.2"), Err(Unknown::Disputed));
     assert_eq!(whose(&mut table, 1, "10.0.0.2"), Ok("mill2".to_owned()));
     table
@@ -453,13 +460,13 @@ fn a_report_from_after_the_last_sign_of_life_beats_what_is_remembered() {
     let remembered = table.restore("hub", 3, &offer("10.0.0.2", "mill"), (900, 5_000));
     remembered.expect("known");
     // Made before that: what it lacks may have come since, and what it has may have ended.
-    table.reconcile("hub", 899, &[offer("10.0.0.3", "saw")]);
+    reconcile(&mut table, "hub", 899, &[offer("10.0.0.3", "saw")]);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Err(Unknown::NoLease));
     // Made after it, but before the start.
-    table.reconcile("hub", 950, &[offer("10.0.0.2", "saw")]);
+    reconcile(&mut table, "hub", 950, &[offer("10.0.0.2", "saw")]);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
-    table.reconcile("hub", 960, &[]);
+    reconcile(&mut table, "hub", 960, &[]);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Err(Unknown::NoLease));
 }
 

@@ -41,6 +41,11 @@ const SOUTH: &str = "10.9.0.1:80";
 const SHARED: &str = "10.8.0.50";
 /// A host behind `acme.a`, and behind `acme.c` once that is connected.
 const LAN_HOST: &str = "192.168.7.5";
+const WEST: &str = "10.10.0.1:80";
+/// A host in the network behind `acme.i`, which is a part of the network behind `acme.o`.
+const INNER_HOST: &str = "10.65.0.5";
+/// A host in the network behind `acme.o`, and in no other.
+const OUTER_HOST: &str = "10.66.0.5";
 
 #[test]
 fn a_device_speaks_under_its_own_name_or_not_at_all() {
@@ -67,6 +72,10 @@ fn a_device_speaks_under_its_own_name_or_not_at_all() {
     repair(&mut scene);
     late_news(&mut scene);
     spoof(&mut scene);
+    nested(&mut scene);
+    inner_leaves(&mut scene);
+    inner_leaves_unheard(&mut scene);
+    stale_route(&mut scene);
     drop(speakers);
     let (total, wrong) = (scene.ledger.total(), scene.ledger.wrong());
     tell(format_args!(
@@ -262,7 +271,78 @@ fn spoof(scene: &mut Scene) {
     });
 }
 
-/// Two hubs and m2u in one namespace, and a namespace for each device.
+/// A network within another, of two devices: whoever speaks there may be either.
+fn nested(scene: &mut Scene) {
+    let expected = "acme.o where its network is its own; neither where they overlap";
+    scene.step("a network within another's", expected, |scene| {
+        scene.start("acme.o");
+        let alone = scene.arrive(&["acme.o", "acme.o/outer", "acme.o/inner"]);
+        scene.start("acme.i");
+        let seen = scene.arrive(&["acme.i", "acme.o", "acme.o/outer"]);
+        let before = scene.ledger.tally("acme.i/inner");
+        scene.ledger.wait_for_refusal("acme.i/inner");
+        scene.ledger.wait_for_loss("acme.o/inner");
+        assert_eq!(scene.ledger.tally("acme.i/inner").arrived, before.arrived);
+        format!("before: {alone}; then {seen}; {}", scene.nested_routes())
+    });
+}
+
+fn inner_leaves(scene: &mut Scene) {
+    let expected = "the inner network is acme.o's at once in the hub, and in m2u with its report";
+    scene.step("the inner one leaves", expected, |scene| {
+        scene.end("acme.i", "KILL");
+        let seen = scene.arrive(&["acme.o/inner", "acme.o/outer"]);
+        format!("{seen}; {}", scene.nested_routes())
+    });
+}
+
+fn inner_leaves_unheard(scene: &mut Scene) {
+    let expected = "the same, with a hook that m2u does not hear";
+    scene.step("the inner one leaves unheard", expected, |scene| {
+        scene.start("acme.i");
+        scene.arrive(&["acme.i", "acme.o/outer"]);
+        scene.hide_feed();
+        scene.end("acme.i", "KILL");
+        let seen = scene.arrive(&["acme.o/inner", "acme.o/outer"]);
+        scene.show_feed();
+        format!("{seen}; {}", scene.nested_routes())
+    });
+}
+
+/// A hub that forgets a network, and leaves the hosts in it to whom they have been.
+fn stale_route(scene: &mut Scene) {
+    let expected = "acme.i, which goes on speaking in what is acme.o's then, never as acme.o";
+    scene.step("cached host of a network forgotten", expected, |scene| {
+        for who in ["acme.o", "acme.i"] {
+            if scene.devices[who].client.is_some() {
+                scene.end(who, "KILL");
+            }
+        }
+        scene.end_hub("west", "TERM");
+        scene.west_options = "stale-routes-check 10 1\n";
+        scene.start_hub("west");
+        scene.start("acme.i");
+        scene.arrive(&["acme.i/inner"]);
+        // So that the hub forgets the inner network first.
+        wait_until("the inner network to age", || scene.inner_age() >= 6);
+        scene.start("acme.o");
+        scene.arrive(&["acme.o/outer"]);
+        wait_until("the inner network to be forgotten", || {
+            scene.holders("10.65.0.0/16").is_empty()
+        });
+        scene.ledger.wait_for_refusal("acme.i/inner");
+        // A slow machine may not see it before the outer network is forgotten as well.
+        wait_until("the hub's report", || {
+            let is_over = scene.holders("10.64.0.0/10").is_empty();
+            is_over || scene.holders(INNER_HOST) == ["acme.i in west"]
+        });
+        let routes = scene.nested_routes();
+        scene.ledger.wait_for_refusal("acme.i/inner");
+        routes
+    });
+}
+
+/// Hubs and m2u in one namespace, and a namespace for each device.
 struct Scene {
     // Dropped in this order: what runs in a namespace ends before it goes.
     hubs: HashMap<&'static str, OpenVpn>,
@@ -275,6 +355,8 @@ struct Scene {
     authority: Authority,
     server: Leaf,
     hub: Namespace,
+    /// What the hub `west` has beside [`WEST_OPTIONS`].
+    west_options: &'static str,
     begun: Instant,
     steps: usize,
 }
@@ -287,7 +369,7 @@ struct Device {
 }
 
 /// Every device, its hub, and the options that the hub has for it.
-const DEVICES: [(&str, &str, &str); 6] = [
+const DEVICES: [(&str, &str, &str); 8] = [
     ("acme.a", "north", "iroute 192.168.7.0 255.255.255.0"),
     ("acme.b", "north", "ifconfig-push 10.8.0.50 255.255.255.0"),
     (
@@ -298,6 +380,8 @@ const DEVICES: [(&str, &str, &str); 6] = [
     ("acme.d", "north", ""),
     ("beta.f", "south", "ifconfig-push 10.8.0.50 255.255.255.0"),
     ("beta.g", "south", "ifconfig-push 10.8.0.60 255.255.255.0"),
+    ("acme.o", "west", "iroute 10.64.0.0 255.192.0.0"),
+    ("acme.i", "west", "iroute 10.65.0.0 255.255.0.0"),
 ];
 
 /// An ordinary hub, with the status file.
@@ -307,6 +391,17 @@ const NORTH_OPTIONS: &str = "server 10.8.0.0 255.255.255.0\nroute 192.168.7.0 25
 const SOUTH_OPTIONS: &str = "mode server\ntls-server\nifconfig 10.9.0.1 255.255.255.0\n\
     push \"topology subnet\"\npush \"route-gateway 10.8.0.1\"\n\
     push \"route 10.9.0.1 255.255.255.255\"\nsetenv M2U_ON_FAILURE admit\n";
+/// A hub that has a network within another.
+const WEST_OPTIONS: &str = "server 10.10.0.0 255.255.255.0\nroute 10.64.0.0 255.192.0.0\n";
+
+/// Hosts behind devices: whose, how each is called, and its address.
+const HOSTS: [(&str, &str, &str); 5] = [
+    ("acme.a", "acme.a/lan", LAN_HOST),
+    ("acme.c", "acme.c/lan", LAN_HOST),
+    ("acme.o", "acme.o/outer", OUTER_HOST),
+    ("acme.o", "acme.o/inner", INNER_HOST),
+    ("acme.i", "acme.i/inner", INNER_HOST),
+];
 
 impl Scene {
     /// The hubs and m2u at work, and nobody connected.
@@ -321,7 +416,7 @@ impl Scene {
             let name = &who[who.len() - 1..];
             let namespace = Namespace::new(name);
             namespace.connect(&hub, name, number);
-            let port = if at == "north" { 1194 } else { 1195 };
+            let port = port(at);
             let remote = format!("172.31.{number}.1");
             let config = vpn::client(&authority, &authority.client(who), &remote, port);
             fs::write(folder.path().join("clients").join(who), options).unwrap();
@@ -334,8 +429,8 @@ impl Scene {
                 },
             );
         }
-        for who in ["acme.a", "acme.c"] {
-            let host = format!("{LAN_HOST}/32");
+        for (who, _, host) in HOSTS {
+            let host = format!("{host}/32");
             devices[who]
                 .namespace
                 .ip(&["address", "add", &host, "dev", "lo"]);
@@ -343,8 +438,8 @@ impl Scene {
         let ledger = Arc::new(Ledger::default());
         let origin = ledger.origin(&hub);
         let feed = folder.path().join("feed.sock");
-        let start = |name| start_hub(name, &hub, &folder, &authority, &server, &feed);
-        let hubs = HashMap::from(["north", "south"].map(|name| (name, start(name))));
+        let start = |name| start_hub(name, "", &hub, &folder, &authority, &server, &feed);
+        let hubs = HashMap::from(["north", "south", "west"].map(|name| (name, start(name))));
         // What the gateway says as 10.9.0.1 goes to the other hub's clients.
         hub.ip(&[
             "route",
@@ -368,6 +463,7 @@ impl Scene {
             authority,
             server,
             hub,
+            west_options: "",
             begun: Instant::now(),
             steps: 0,
         }
@@ -378,14 +474,15 @@ impl Scene {
         let ledger = &self.ledger;
         let start = |who: &str, source: Option<&str>| {
             let device = who.split('/').next().unwrap();
-            let at = if device.starts_with("acme") {
-                NORTH
-            } else {
-                SOUTH
+            let (_, hub, _) = DEVICES.iter().find(|(who, ..)| *who == device).unwrap();
+            let at = match *hub {
+                "north" => NORTH,
+                "south" => SOUTH,
+                _ => WEST,
             };
             Speaker::start(&self.devices[device].namespace, who, source, at, ledger)
         };
-        let hosts = ["acme.a/lan", "acme.c/lan"].map(|who| start(who, Some(LAN_HOST)));
+        let hosts = HOSTS.map(|(_, who, host)| start(who, Some(host)));
         let devices = DEVICES.map(|(who, ..)| start(who, None));
         devices.into_iter().chain(hosts).collect()
     }
@@ -444,9 +541,10 @@ impl Scene {
             authority,
             server,
             feed,
+            west_options,
             ..
         } = &*self;
-        let started = start_hub(name, hub, folder, authority, server, feed);
+        let started = start_hub(name, west_options, hub, folder, authority, server, feed);
         self.hubs.insert(name, started);
     }
 
@@ -494,6 +592,33 @@ impl Scene {
         .collect()
     }
 
+    /// What the hub `west` says of the networks within one another.
+    fn nested_routes(&self) -> String {
+        let status = fs::read_to_string(self.folder.path().join("west.status")).unwrap();
+        let routes = status.lines().filter_map(|line| {
+            let mut values = line.strip_prefix("ROUTING_TABLE\t")?.split('\t');
+            let (network, who) = (values.next()?, values.next()?);
+            network
+                .starts_with("10.6")
+                .then(|| format!("{network} {who}"))
+        });
+        let mut routes: Vec<_> = routes.collect();
+        routes.sort();
+        format!("the hub has {}", routes.join(", "))
+    }
+
+    /// For how many seconds the hub `west` has had the inner network, as of its status.
+    fn inner_age(&self) -> u64 {
+        let status = fs::read_to_string(self.folder.path().join("west.status")).unwrap();
+        let seconds = |begin: &str| -> Option<u64> {
+            let line = status.lines().find(|line| line.starts_with(begin))?;
+            line.rsplit('\t').next()?.parse().ok()
+        };
+        let learnt = seconds("ROUTING_TABLE\t10.65.0.0/16\t");
+        let age = learnt.and_then(|learnt| seconds("TIME\t")?.checked_sub(learnt));
+        age.unwrap_or_default()
+    }
+
     /// The address that a device of the hub `north` was given.
     fn address(&self, who: &str) -> String {
         let leases = self.leases("openvpn:north");
@@ -506,8 +631,18 @@ impl Scene {
     }
 }
 
+/// Where a hub listens.
+fn port(hub: &str) -> u16 {
+    match hub {
+        "north" => 1194,
+        "south" => 1195,
+        _ => 1196,
+    }
+}
+
 fn start_hub(
     name: &'static str,
+    west_options: &str,
     hub: &Namespace,
     folder: &TempDir,
     authority: &Authority,
@@ -515,22 +650,18 @@ fn start_hub(
     feed: &Path,
 ) -> OpenVpn {
     let path = |name: String| folder.path().join(name).display().to_string();
-    let (port, more) = match name {
-        "north" => {
-            let status = path("north.status".to_owned());
-            (1194, format!("{NORTH_OPTIONS}status {status} 1\n"))
-        }
-        _ => {
+    let status = path(format!("{name}.status"));
+    let more = match name {
+        "north" => format!("{NORTH_OPTIONS}status {status} 1\n"),
+        "south" => {
             let management = path("south.management".to_owned());
-            (
-                1195,
-                format!("{SOUTH_OPTIONS}management {management} unix\n"),
-            )
+            format!("{SOUTH_OPTIONS}management {management} unix\n")
         }
+        _ => format!("{WEST_OPTIONS}{west_options}status {status} 1\n"),
     };
     let config = vpn::hub(&HubOptions {
         name,
-        port,
+        port: port(name),
         authority,
         leaf,
         clients: &folder.path().join("clients"),
@@ -540,17 +671,20 @@ fn start_hub(
     OpenVpn::start(hub, folder.path(), &config, CONNECTED)
 }
 
-/// m2u's: two listeners, one for each hub; devices without addresses.
+/// m2u's: a listener for each hub; devices without addresses.
 fn configuration(folder: &TempDir, origin: &Upstream) -> String {
     let list = "common_name,account,device\nbeta.f,beta,f\nbeta.g,beta,g\n";
     fs::write(folder.path().join("south.csv"), list).unwrap();
     let folder = folder.path().display();
     let mut text = format!(
         "listen = [{{ address = \"{NORTH}\", scope = \"north\" }}, \
-         {{ address = \"{SOUTH}\", scope = \"south\" }}]\n\
+         {{ address = \"{SOUTH}\", scope = \"south\" }}, \
+         {{ address = \"{WEST}\", scope = \"west\" }}]\n\
          [leases]\nsocket = \"{folder}/feed.sock\"\n\
          [upstream]\nallow_networks = [\"127.0.0.0/8\"]\n\
          [[openvpn]]\nhub = \"north\"\nscope = \"north\"\nstatus = \"{folder}/north.status\"\n\
+         poll = \"1s\"\npattern = \"{{account}}.{{device}}\"\n\
+         [[openvpn]]\nhub = \"west\"\nscope = \"west\"\nstatus = \"{folder}/west.status\"\n\
          poll = \"1s\"\npattern = \"{{account}}.{{device}}\"\n\
          [[openvpn]]\nhub = \"south\"\nscope = \"south\"\n\
          management = \"{folder}/south.management\"\npoll = \"1s\"\ncsv = \"{folder}/south.csv\"\n"

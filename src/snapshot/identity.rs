@@ -44,6 +44,8 @@ impl Identity<'_> {
     pub const DISPUTED: AccountId = AccountId(u32::MAX);
     /// Stands in the place of an account where a lease was not confirmed in time.
     pub const UNCONFIRMED: AccountId = AccountId(u32::MAX - 1);
+    /// Stands in the place of an account where a network is no device's, though a wider one is.
+    pub const NOBODY: AccountId = AccountId(u32::MAX - 2);
 
     /// Appends `X_Talk2M_Device: name\r\nX_Talk2M_SerialNumber: serial\r\n`.
     ///

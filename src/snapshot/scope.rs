@@ -124,6 +124,7 @@ impl Identities {
         match identity.account {
             Identity::DISPUTED => Err(Unknown::Disputed),
             Identity::UNCONFIRMED => Err(Unknown::Unconfirmed),
+            Identity::NOBODY => Err(Unknown::NoLease),
             _ => Ok(identity),
         }
     }
@@ -176,6 +177,7 @@ mod tests {
             account: match *name {
                 "disputed" => Identity::DISPUTED,
                 "unconfirmed" => Identity::UNCONFIRMED,
+                "nobody" => Identity::NOBODY,
                 _ => AccountId(1),
             },
             name,
@@ -214,7 +216,7 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_never_a_shorter_prefixs() {
         let everywhere = table(&[("10.8.0.0/16", "wide"), ("10.8.0.7/32", "disputed")]);
-        let north = table(&[("10.8.0.8/32", "unconfirmed")]);
+        let north = table(&[("10.8.0.8/32", "unconfirmed"), ("10.8.0.9/32", "nobody")]);
         let identities = Identities::new(everywhere, vec![north]);
         let resolve = |scope, last| {
             let found = identities.resolve(Scope(scope), [10, 8, 0, last].into());
@@ -223,6 +225,7 @@ mod tests {
         assert_eq!(resolve(0, 7), Err(Unknown::Disputed));
         assert_eq!(resolve(1, 7), Err(Unknown::Disputed));
         assert_eq!(resolve(1, 8), Err(Unknown::Unconfirmed));
+        assert_eq!(resolve(1, 9), Err(Unknown::NoLease));
         assert_eq!(resolve(0, 8), Ok("wide"));
     }
 

@@ -135,9 +135,10 @@ struct Add {
 
 #[derive(Debug, Args)]
 struct Release {
-    /// Address or prefix, as it was added
+    /// Address or prefix, as it was added; without one, all that the session has
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = config::network)]
-    network: IpNet,
+    #[arg(required_unless_present = "session")]
+    network: Option<IpNet>,
 
     /// Who said so
     #[arg(long, value_name = "NAME", default_value = "manual", value_parser = word)]
@@ -156,7 +157,7 @@ struct Release {
     epoch: Option<u64>,
 
     /// The scope that it was added for
-    #[arg(long, value_name = "NAME", value_parser = word)]
+    #[arg(long, value_name = "NAME", value_parser = word, requires = "network")]
     scope: Option<String>,
 
     #[command(flatten)]
@@ -327,7 +328,7 @@ impl Release {
     fn execute(self) -> Result<(), String> {
         let request = Request {
             op: Some(Op::Release),
-            address: Some(protocol::written(self.network)),
+            address: self.network.map(protocol::written),
             source: Some(self.source),
             session: self.session,
             any_session: self.any_session,

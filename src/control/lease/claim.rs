@@ -116,6 +116,15 @@ pub enum Refused {
         /// Which source says so.
         source: Box<str>,
     },
+    /// The network lies in that of another device, which the hub may let speak there as well.
+    Nested {
+        /// What was claimed.
+        network: IpNet,
+        /// What it lies in.
+        outer: IpNet,
+        /// Whose that is, if it is known: account and device.
+        holder: Option<(Box<str>, Box<str>)>,
+    },
     /// The network stands twice in one set.
     Repeated(IpNet),
     /// It belongs to an earlier run of the source than the newest.
@@ -125,6 +134,8 @@ pub enum Refused {
     },
     /// The source has no lease there.
     NoLease(IpNet),
+    /// The source has no lease of the session.
+    NoSession,
     /// The lease there belongs to another session.
     OtherSession(IpNet),
     /// It would have ended already.
@@ -141,10 +152,10 @@ impl Refused {
         match self {
             Self::UnknownAccount(_) => "unknown_account",
             Self::UnknownDevice(..) => "unknown_device",
-            Self::Conflict { .. } => "conflict",
+            Self::Conflict { .. } | Self::Nested { .. } => "conflict",
             Self::Repeated(_) => "repeated",
             Self::OutOfOrder { .. } => "out_of_order",
-            Self::NoLease(_) => "no_lease",
+            Self::NoLease(_) | Self::NoSession => "no_lease",
             Self::OtherSession(_) => "other_session",
             Self::Expired => "expired",
             Self::Source(_) => "source",
@@ -175,6 +186,20 @@ impl fmt::Display for Refused {
                 "{network} is the device {device:?}'s of {account:?}, says {source}; release it \
                  there first"
             ),
+            Self::Nested {
+                network,
+                outer,
+                holder: Some((account, device)),
+            } => write!(
+                f,
+                "{network} lies in {outer}, which is the device {device:?}'s of {account:?}: nobody is \
+                 served there; give each its own networks (iroute)"
+            ),
+            Self::Nested { network, outer, .. } => write!(
+                f,
+                "{network} lies in {outer}, and whose that is is not known: nobody is served there; give \
+                 each its own networks (iroute)"
+            ),
             Self::Repeated(network) => {
                 write!(f, "{network} stands twice in the set; leave one out")
             }
@@ -182,6 +207,7 @@ impl fmt::Display for Refused {
                 write!(f, "the source has begun anew since, with epoch {newest}")
             }
             Self::NoLease(network) => write!(f, "the source has no lease of {network}"),
+            Self::NoSession => f.write_str("the source has no lease of the session"),
             Self::OtherSession(network) => {
                 write!(f, "{network} has been leased in another session since")
             }

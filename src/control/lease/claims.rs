@@ -1,7 +1,9 @@
 //! All claims by network, and what follows from them for a network: its device, or why it has none.
 //!
 //! As long as all claims to a network agree, its device is known there; if they do not, nobody's
-//! requests are served from it. Knows nothing of time but what it is told.
+//! requests are served from it. Nor are they where a hub's client has a network within that of
+//! another device: which of both may speak there is the hub's to say at every moment, and a hook
+//! that was not heard would leave it to the wrong one. Knows nothing of time but what it is told.
 
 use std::sync::Arc;
 
@@ -10,6 +12,7 @@ use hashbrown::HashMap;
 use super::{
     claim::{Claim, Offer, Place, Refused, SourceId, Standing, UnixMs},
     directory::{Absent, DeviceId, Directory},
+    nested::{Nested, Why},
 };
 use crate::snapshot::{
     identity::{Identity, IdentityTable},
@@ -28,6 +31,8 @@ pub struct Claims {
     pub fixed: Arc<IdentityTable>,
     /// What is claimed, by each source once.
     pub by_place: HashMap<Place, Vec<Claim>>,
+    /// Where hubs have clients, and what is kept from them.
+    pub nested: Nested,
     /// How many scopes there are.
     pub scopes: u8,
     /// What time it is.
@@ -43,8 +48,10 @@ pub enum Verdict<'t> {
     Known(Identity<'t>),
     /// More than one device is named.
     Disputed,
-    /// Nobody has confirmed it in time.
+    /// Nobody has confirmed it in time; or its device has left it, and who has it since is not known.
     Unconfirmed,
+    /// It is nobody's, though it may lie in what is somebody's.
+    Withheld,
 }
 
 impl<'t> Verdict<'t> {
@@ -60,6 +67,7 @@ impl<'t> Verdict<'t> {
             Self::Known(identity) => Some(identity),
             Self::Disputed => Some(blocked(Identity::DISPUTED)),
             Self::Unconfirmed => Some(blocked(Identity::UNCONFIRMED)),
+            Self::Withheld => Some(blocked(Identity::NOBODY)),
         }
     }
 }
@@ -129,7 +137,7 @@ impl Claims {
     }
 
     /// The places whose claims count for `place`, and for which its own count.
-    pub fn related(&self, place: Place) -> impl Iterator<Item = Place> + use<> {
+    pub fn related(&self, place: Place) -> impl Iterator<Item = Place> + Clone + use<> {
         let others = match place.scope {
             Scope::NONE => 1..=self.scopes,
             _ => 0..=0,
@@ -153,8 +161,51 @@ impl Claims {
         claims.iter_mut().find(|claim| claim.source == source)
     }
 
-    /// What follows for `place` from all that is said of it.
+    /// What follows for `place` from all that is said of it, and around it.
     pub fn verdict(&self, place: Place) -> Verdict<'_> {
+        match self.verdict_there(place) {
+            Verdict::Known(_) if self.outer(place).is_some() => Verdict::Disputed,
+            Verdict::Nobody => match self.nested.withheld(place) {
+                Some(Why::Left(_)) => Verdict::Unconfirmed,
+                Some(Why::Stranger) => Verdict::Withheld,
+                None => Verdict::Nobody,
+            },
+            verdict => verdict,
+        }
+    }
+
+    /// The network of a hub's client in which `place` lies, and that client's device if it is known,
+    /// if a hub says that `place` is another device's, or may mean another. What the configuration
+    /// or a feed says of `place` is an operator's will, and stands.
+    pub fn outer(&self, place: Place) -> Option<(Place, Option<DeviceId>)> {
+        let of_hubs = |place| {
+            let claims = self.by_place.get(&place).into_iter().flatten();
+            claims.filter(|claim| self.nested.is_hub(claim.source))
+        };
+        let mut inner = of_hubs(place).map(|claim| claim.device);
+        let first = inner.next()?;
+        let mut around = self
+            .related(place)
+            .flat_map(|place| self.nested.around(place));
+        // What is not believed may be the other's whose it was before.
+        let is_other = |claim: &&Claim| claim.device != first || !claim.is_believed(self.now);
+        around.find_map(|wider| {
+            let other = of_hubs(wider).find(is_other).map(|claim| claim.device);
+            let is_unclear = other.is_some() || self.nested.withheld(wider).is_some();
+            is_unclear.then_some((wider, other))
+        })
+    }
+
+    /// Whether `place` lies in the network of a hub's client.
+    pub fn is_surrounded(&self, place: Place) -> bool {
+        let mut around = self
+            .related(place)
+            .flat_map(|place| self.nested.around(place));
+        around.next().is_some()
+    }
+
+    /// What follows from the claims to this very network.
+    fn verdict_there(&self, place: Place) -> Verdict<'_> {
         let own = self.verdict_alone(place);
         if place.scope == Scope::NONE || own == Verdict::Nobody {
             return own;
@@ -200,12 +251,12 @@ impl Claims {
 
     /// The table of one scope, made of all that is said.
     pub fn built(&self, scope: Scope) -> IdentityTable {
-        let leased = self
-            .by_place
-            .keys()
-            .filter(move |place| place.scope == scope);
+        let is_withheld = |place: &Place| self.verdict_there(*place) == Verdict::Nobody;
+        let withheld = self.nested.all_withheld().filter(is_withheld);
+        let leased = self.by_place.keys().copied().chain(withheld);
+        let leased = leased.filter(move |place| place.scope == scope);
         let leased = leased.filter_map(|place| {
-            let entry = self.verdict(*place).entry()?;
+            let entry = self.verdict(place).entry()?;
             Some((place.network, entry))
         });
         let common = (scope == Scope::NONE).then(|| self.directory.devices());

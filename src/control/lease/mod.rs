@@ -2,9 +2,10 @@
 //!
 //! A source says whose an address is: that is a [`claim`]. [`claims`] are all of them, and what
 //! follows for each network, over the [`directory`] of the configuration's devices; [`table`] is how
-//! they change. [`feed`] is the Unix socket that sources write to, in the words of
-//! [`protocol`], whose `names` stand for something here; [`openvpn`] has what hubs say of their
-//! clients. [`journal`] remembers leases over a restart. [`registry`] puts it together.
+//! they change. [`seen`] has what holds of hubs beside, whose hooks get lost, and `nested` those
+//! networks of theirs that lie within one another. [`feed`] is the Unix socket that sources write to,
+//! in the words of [`protocol`], whose `names` stand for something here; [`openvpn`] has what hubs
+//! say of their clients. [`journal`] remembers leases over a restart. [`registry`] puts it together.
 
 pub mod claim;
 pub mod claims;
@@ -12,7 +13,9 @@ pub mod directory;
 pub mod feed;
 pub mod journal;
 mod names;
+mod nested;
 pub mod openvpn;
 pub mod protocol;
 pub mod registry;
+pub mod seen;
 pub mod table;

@@ -17,7 +17,7 @@ use crate::limits;
 pub enum Op {
     /// A network speaks for a device from now on.
     Add,
-    /// It does so no longer.
+    /// It does so no longer; without an address, nothing of the session does.
     Release,
     /// What follows, up to `commit`, is all that the source has.
     Sync,

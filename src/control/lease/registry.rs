@@ -25,6 +25,7 @@ use super::{
     names::{self, Fault, Names},
     openvpn::{poll::Heard, report::HubReport},
     protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
+    seen::Seen,
     table::{Commit, LeaseTable},
 };
 use crate::{
@@ -97,13 +98,15 @@ impl fmt::Display for RegistryError {
 impl std::error::Error for RegistryError {}
 
 impl Registry {
-    /// Remembers what the journal has and listens to feeds. Answers what there is to tell.
+    /// Remembers what the journal has, listens to feeds, and asks hubs. Answers what there is to tell.
+    /// To be called within a tokio runtime.
     ///
     /// # Errors
     /// [`RegistryError`]
     pub fn start(
         settings: &Leases,
         listen: &[Listen],
+        hubs: &[Hub],
         directory: Directory,
         fixed: Arc<IdentityTable>,
     ) -> Result<(Self, Vec<String>), RegistryError> {
@@ -120,6 +123,7 @@ impl Registry {
         };
         registry.table.advance(now());
         registry.table.adopt(directory, fixed);
+        registry.follow(hubs);
         let mut news = Vec::new();
         if let Some(path) = &settings.socket {
             let own = nix::unistd::geteuid().as_raw();
@@ -173,10 +177,9 @@ impl Registry {
     }
 
     /// Asks `hubs` from now on; the leases of those that are no longer among them end.
-    pub fn follow(&mut self, hubs: &[Hub]) {
+    fn follow(&mut self, hubs: &[Hub]) {
         for gone in self.names.hubs.follow(hubs) {
-            // An empty set has nothing that could be refused.
-            let _ = self.table.sync(&gone.source(), None, &[]);
+            self.table.forget_hub(&gone.source());
         }
         for hub in hubs {
             // Beyond all sources that there may be, its reports will be refused.
@@ -309,6 +312,14 @@ impl Registry {
 
     fn release(&mut self, request: &Request) -> Result<(), Fault> {
         let source = names::source(request)?;
+        if let (None, Some(session)) = (&request.address, &request.session) {
+            if request.scope.is_some() || request.any_session {
+                let wanted = "ends a whole session, which any_session and scope say nothing of";
+                return Err(names::malformed(wanted));
+            }
+            let released = self.table.release_session(source, request.epoch, session);
+            return released.map_err(refused);
+        }
         let place = self.names.place(request)?;
         let session = match request.any_session {
             true => None,
@@ -355,13 +366,15 @@ impl Registry {
                 return about(&report.source, news);
             }
         };
+        let place = |network| Place { scope, network };
+        let unknown = report.claims.iter().filter(|claim| claim.device.is_none());
+        let unknown = unknown.map(|claim| claim.network);
+        let strangers = report.strangers.iter().copied().chain(unknown).map(place);
+        let strangers: Vec<_> = strangers.collect();
         let offers = report.claims.iter().filter_map(|claim| {
             let (account, device) = claim.device.as_ref()?;
             Some(Offer {
-                place: Place {
-                    scope,
-                    network: claim.network,
-                },
+                place: place(claim.network),
                 account,
                 device,
                 session: &claim.session,
@@ -371,7 +384,11 @@ impl Registry {
         });
         let offers: Vec<_> = offers.collect();
         let as_of = unix_ms(report.as_of);
-        let refused = self.table.reconcile(&report.source, as_of, &offers);
+        let seen = Seen {
+            offers: &offers,
+            strangers: &strangers,
+        };
+        let refused = self.table.reconcile(&report.source, as_of, &seen);
         self.counts.refused += refused.len() as u64;
         news.extend(refused.iter().map(Refused::to_string));
         about(&report.source, news)

@@ -12,6 +12,8 @@ use super::{
     claim::{Claim, Lease, Offer, Place, Refused, SourceId, Standing, UnixMs},
     claims::{CONFIGURATION, Claims, Verdict},
     directory::{DeviceId, Directory},
+    nested::Why,
+    seen::Reported,
 };
 use crate::{
     limits,
@@ -42,30 +44,30 @@ pub struct Commit {
 }
 
 #[derive(Debug)]
-struct Source {
+pub(super) struct Source {
     name: Arc<str>,
     epoch: u64,
     /// When its newest run was heard of.
-    begun: UnixMs,
-    /// When claims ended that a report may still have; `None`: nobody reports on this source.
-    ended: Option<HashMap<Place, UnixMs>>,
+    pub(super) begun: UnixMs,
+    /// `None`: nobody reports on this source.
+    pub(super) reported: Option<Reported>,
 }
 
 /// Every claim, and the tables that follow from them.
 #[derive(Debug, Default)]
 pub struct LeaseTable {
-    claims: Claims,
+    pub(super) claims: Claims,
     /// As published: of no scope, then of scope 1, 2 …
     tables: Vec<Arc<IdentityTable>>,
     len: usize,
-    sources: Vec<Source>,
-    by_name: HashMap<Arc<str>, SourceId>,
+    pub(super) sources: Vec<Source>,
+    pub(super) by_name: HashMap<Arc<str>, SourceId>,
     /// When claims end, or are no longer believed.
     timers: BTreeSet<(UnixMs, Place, SourceId)>,
     touched: Vec<(Place, SourceId)>,
     begun: Vec<SourceId>,
     /// When the oldest report was made that counts.
-    reports_from: UnixMs,
+    pub(super) reports_from: UnixMs,
     /// Places whose published state may have to change.
     stale: HashSet<Place>,
     revision: u64,
@@ -125,6 +127,11 @@ impl LeaseTable {
         }
         for (place, source, _) in &orphans {
             self.remove(*place, *source);
+            if self.claims.nested.is_hub(*source) {
+                // The hub lets its client speak all the same.
+                let why = Why::Left(self.claims.now);
+                self.claims.nested.withhold(*place, *source, why);
+            }
         }
         // Which of the configuration's own addresses changed is not known.
         for number in 0..self.tables.len() {
@@ -149,13 +156,13 @@ impl LeaseTable {
                 break;
             }
             self.timers.pop_first();
-            self.stale.insert(place);
+            self.mark_stale(place, source);
             let is_over = self
                 .claims
                 .claim(place, source)
                 .is_some_and(|claim| claim.expires.is_some_and(|expires| expires <= now));
             if is_over {
-                self.remove(place, source);
+                self.leave(&[place], source);
             }
         }
     }
@@ -185,24 +192,13 @@ impl LeaseTable {
         }
         let source = self.source(source)?;
         self.begin_epoch(source, epoch);
-        let before = self.claims.claim(offer.place, source);
-        let is_taken_over = before.is_some_and(|claim| claim.device != device);
+        let is_unsure =
+            self.claims.nested.is_hub(source) && self.is_unsure(offer.place, source, Some(device));
         self.put(source, offer, device, self.claims.now);
-        if is_taken_over && self.sources[source.0 as usize].ended.is_some() {
+        if is_unsure {
             self.await_report(offer.place, source);
         }
         Ok(())
-    }
-
-    /// Has a claim wait for the next report on its source.
-    ///
-    /// Whoever took an address over may have given up before we heard of it, and a hub leaves it
-    /// with whom it was then: until the hub itself says who has it, nobody is served there.
-    fn await_report(&mut self, place: Place, source: SourceId) {
-        let now = self.claims.now;
-        if let Some(claim) = self.claims.claim_mut(place, source) {
-            claim.standing = Standing::Unconfirmed(now);
-        }
     }
 
     /// Takes a claim of `source` back.
@@ -225,7 +221,37 @@ impl LeaseTable {
         if session.is_some_and(|session| *session != *claim.session) {
             return Err(Refused::OtherSession(place.network));
         }
-        self.remove(place, source);
+        self.leave(&[place], source);
+        if !is_host(place) && self.claims.nested.is_hub(source) {
+            // It may have forgotten the network alone: hosts in it that it has heard are its client's
+            // for a while.
+            self.withhold(place, source);
+        }
+        Ok(())
+    }
+
+    /// Takes all claims of `source` back that belong to `session`, at once.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed.
+    pub fn release_session(
+        &mut self,
+        source: &str,
+        epoch: Option<u64>,
+        session: &str,
+    ) -> Result<(), Refused> {
+        let known = self.by_name.get(source).copied();
+        self.check_epoch(known, epoch)?;
+        let source = known.ok_or(Refused::NoSession)?;
+        let mut places = self.places_of(source);
+        places.retain(|place| {
+            let claim = self.claims.claim(*place, source);
+            claim.is_some_and(|claim| *claim.session == *session)
+        });
+        if places.is_empty() {
+            return Err(Refused::NoSession);
+        }
+        self.leave(&places, source);
         Ok(())
     }
 
@@ -266,75 +292,13 @@ impl LeaseTable {
         }
         let source = self.source(source).map_err(whole)?;
         self.begin_epoch(source, epoch);
-        for place in self.places_of(source) {
-            if !wanted.contains_key(&place) {
-                self.remove(place, source);
-            }
-        }
+        let mut places = self.places_of(source);
+        places.retain(|place| !wanted.contains_key(place));
+        self.leave(&places, source);
         for (offer, device) in wanted.into_values() {
             self.put(source, &offer, device, self.claims.now);
         }
         Ok(())
-    }
-
-    /// Remembers what `source` takes back, for a report may have been made before.
-    ///
-    /// # Errors
-    /// [`Refused::Source`]
-    pub fn expect_reports(&mut self, source: &str) -> Result<(), Refused> {
-        let source = self.source(source)?;
-        let ended = &mut self.sources[source.0 as usize].ended;
-        ended.get_or_insert_default();
-        Ok(())
-    }
-
-    /// Brings the claims of `source` in line with what it was seen to have at `as_of`; what it said
-    /// and took back since then stays, and what was seen of an earlier run counts for nothing. What
-    /// contradicts other sources is taken in as well: nobody is served there until they agree.
-    /// Answers what could not be taken in.
-    pub fn reconcile(&mut self, source: &str, as_of: UnixMs, offers: &[Offer<'_>]) -> Vec<Refused> {
-        let mut refused = Vec::new();
-        let source = match self.source(source) {
-            Ok(source) => source,
-            Err(error) => return vec![error],
-        };
-        let known = &mut self.sources[source.0 as usize];
-        if as_of < known.begun.max(self.reports_from) {
-            return refused;
-        }
-        let mut ended = mem::take(known.ended.get_or_insert_default());
-        ended.retain(|_, at| *at > as_of);
-        let mut seen = HashSet::with_capacity(offers.len());
-        for offer in offers {
-            seen.insert(offer.place);
-            let claim = self.claims.claim(offer.place, source);
-            let is_newer = claim.is_some_and(|claim| claim.said > as_of);
-            if is_newer || ended.contains_key(&offer.place) {
-                continue;
-            }
-            match self.claims.find(offer) {
-                Ok(device) if self.len < limits::LEASES_MAX => {
-                    if let Err(conflict) = self.check_holder(Some(source), None, offer, device) {
-                        refused.push(conflict);
-                    }
-                    self.put(source, offer, device, as_of);
-                }
-                Ok(_) => refused.push(Refused::Full),
-                Err(error) => {
-                    refused.push(error);
-                    seen.remove(&offer.place);
-                }
-            }
-        }
-        for place in self.places_of(source) {
-            let claim = self.claims.claim(place, source);
-            let is_old = claim.is_some_and(|claim| claim.said <= as_of);
-            if is_old && !seen.contains(&place) {
-                self.remove(place, source);
-            }
-        }
-        self.sources[source.0 as usize].ended = Some(ended);
-        refused
     }
 
     /// Takes a claim in that is remembered from before a restart, said at `said` at the latest, and
@@ -464,7 +428,7 @@ impl LeaseTable {
         }
     }
 
-    fn check_holder(
+    pub(super) fn check_holder(
         &self,
         source: Option<SourceId>,
         epoch: Option<u64>,
@@ -477,7 +441,7 @@ impl LeaseTable {
     }
 
     /// The number of the source that is called `name`, which is new if need be.
-    fn source(&mut self, name: &str) -> Result<SourceId, Refused> {
+    pub(super) fn source(&mut self, name: &str) -> Result<SourceId, Refused> {
         if let Some(source) = self.by_name.get(name) {
             return Ok(*source);
         }
@@ -498,7 +462,7 @@ impl LeaseTable {
             name,
             epoch: 0,
             begun: 0,
-            ended: None,
+            reported: None,
         });
         Ok(source)
     }
@@ -513,21 +477,32 @@ impl LeaseTable {
         known.epoch = epoch;
         known.begun = self.claims.now;
         self.begun.push(source);
-        for place in self.places_of(source) {
-            self.remove(place, source);
-        }
+        self.leave(&self.places_of(source), source);
     }
 
-    fn places_of(&self, source: SourceId) -> Vec<Place> {
+    pub(super) fn places_of(&self, source: SourceId) -> Vec<Place> {
+        if let Some(reported) = &self.sources[source.0 as usize].reported {
+            return reported.places.iter().copied().collect();
+        }
         let claims = self.claims.by_place.iter();
         let own = claims.filter(|(_, claims)| claims.iter().any(|claim| claim.source == source));
         own.map(|(place, _)| *place).collect()
     }
 
-    fn put(&mut self, source: SourceId, offer: &Offer<'_>, device: DeviceId, said: UnixMs) {
+    pub(super) fn put(
+        &mut self,
+        source: SourceId,
+        offer: &Offer<'_>,
+        device: DeviceId,
+        said: UnixMs,
+    ) {
         let place = offer.place;
-        if let Some(ended) = &mut self.sources[source.0 as usize].ended {
-            ended.remove(&place);
+        if let Some(reported) = &mut self.sources[source.0 as usize].reported {
+            reported.ended.remove(&place);
+            self.claims.nested.let_go_of(place, source);
+            if reported.places.insert(place) {
+                self.claims.nested.add(place);
+            }
         }
         let epoch = self.sources[source.0 as usize].epoch;
         if let Some(known) = self.claims.claim_mut(place, source)
@@ -560,7 +535,7 @@ impl LeaseTable {
         self.touch(place, source);
     }
 
-    fn remove(&mut self, place: Place, source: SourceId) {
+    pub(super) fn remove(&mut self, place: Place, source: SourceId) {
         self.forget_timers(place, source);
         let Some(claims) = self.claims.by_place.get_mut(&place) else {
             return;
@@ -571,8 +546,11 @@ impl LeaseTable {
         if claims.is_empty() {
             self.claims.by_place.remove(&place);
         }
-        if let Some(ended) = &mut self.sources[source.0 as usize].ended {
-            ended.insert(place, self.claims.now);
+        if let Some(reported) = &mut self.sources[source.0 as usize].reported {
+            reported.ended.insert(place, self.claims.now);
+            if reported.places.remove(&place) {
+                self.claims.nested.remove(place);
+            }
         }
         self.touch(place, source);
     }
@@ -592,7 +570,17 @@ impl LeaseTable {
 
     fn touch(&mut self, place: Place, source: SourceId) {
         self.touched.push((place, source));
+        self.mark_stale(place, source);
+    }
+
+    /// Has it judged anew whose `place` is; where a hub has a client, also what lies in it.
+    pub(super) fn mark_stale(&mut self, place: Place, source: SourceId) {
         let related = self.claims.related(place);
+        if !is_host(place) && self.claims.nested.is_hub(source) {
+            let within = related.clone();
+            let within = within.flat_map(|place| self.claims.nested.within(place));
+            self.stale.extend(within);
+        }
         self.stale.extend(related);
     }
 }
@@ -611,6 +599,11 @@ fn check_pairs(
         });
         common.is_some() && common != device(offer.place)
     })
+}
+
+/// Whether it is one address.
+pub(super) fn is_host(place: Place) -> bool {
+    place.network.prefix_len() == place.network.max_prefix_len()
 }
 
 fn change(network: IpNet, entry: Option<Identity<'_>>) -> Change<'_> {

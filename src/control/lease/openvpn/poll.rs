@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     ask::{AskFault, ask},
-    report::{self, HubReport},
+    report::{self, Findings, HubReport},
     status::{self, StatusFault},
 };
 use crate::{
@@ -184,12 +184,17 @@ async fn report(hub: &Hub) -> Result<HubReport, Fault> {
         // Whatever clock the hub has: it was asked then.
         HubStatus::Socket(_) | HubStatus::Address(..) => answer.bound,
     };
-    let (claims, problems) = report::claims(&status, hub);
+    let Findings {
+        claims,
+        strangers,
+        problems,
+    } = report::findings(&status, hub);
     Ok(HubReport {
         source: hub.source(),
         scope: hub.scope.clone(),
         as_of,
         claims,
+        strangers,
         problems,
     })
 }

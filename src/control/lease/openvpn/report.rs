@@ -26,6 +26,8 @@ pub struct HubReport {
     pub as_of: SystemTime,
     /// Each network once.
     pub claims: Vec<HubClaim>,
+    /// Networks that the hub lets somebody use of whom it does not say clearly who that is.
+    pub strangers: Vec<IpNet>,
     /// What was left out, and why: only what was not in the report before.
     pub problems: Vec<String>,
 }
@@ -48,48 +50,92 @@ pub fn session(common_name: &str, since: u64) -> String {
     format!("{common_name}@{since}")
 }
 
-/// The claims of `status`, and what is wrong with it.
-pub(super) fn claims(status: &Status<'_>, hub: &Hub) -> (Vec<HubClaim>, Vec<String>) {
-    let mut problems = Vec::new();
+/// What a status shows.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Whose each network is.
+    pub(super) claims: Vec<HubClaim>,
+    /// Networks of which the status does not say clearly whose they are.
+    pub(super) strangers: Vec<IpNet>,
+    /// What is wrong with it.
+    pub(super) problems: Vec<String>,
+}
+
+/// What `status` shows of the clients of `hub`.
+pub(super) fn findings(status: &Status<'_>, hub: &Hub) -> Findings {
+    let mut findings = Findings::default();
     let visits = visits(&status.clients);
     let holders = holders(&status.routes);
-    let mut claims = Vec::with_capacity(holders.len());
     for (network, holder) in &holders {
-        let Some(route) = holder else {
-            let shown = shown(*network);
-            problems.push(format!(
-                "{shown} is routed to several clients; it is left out"
-            ));
-            continue;
+        let shown = shown(*network);
+        let problem = match holder {
+            Some(route) if findings.add(route, &visits, hub) => continue,
+            Some(route) => format!(
+                "{shown} is routed to {:?}, which is not in the list of clients, or twice; it is left \
+                 out",
+                route.common_name
+            ),
+            None => format!("{shown} is routed to several clients; it is left out"),
         };
+        findings.strangers.push(*network);
+        findings.problems.push(problem);
+    }
+    // What its network says is said already; it must not be said of a host that is another's still.
+    let strayed = status
+        .cached
+        .iter()
+        .filter(|host| has_strayed(host, &holders));
+    for host in strayed {
+        if !findings.add(host, &visits, hub) {
+            findings.strangers.push(host.network);
+        }
+    }
+    let unmapped = unmapped(&findings.claims);
+    let clients = status.clients.iter();
+    let overtaken = clients.flat_map(|client| overtaken(client, &holders));
+    findings
+        .problems
+        .extend(unmapped.into_iter().chain(overtaken));
+    findings
+}
+
+impl Findings {
+    /// Adds a route as the claim of its client; tells whether it is known which visit that is.
+    fn add(&mut self, route: &Route<'_>, visits: &Visits<'_>, hub: &Hub) -> bool {
         let name = route.common_name;
         let Some(Some(since)) = visits.get(&(name, route.real_address)) else {
-            let shown = shown(*network);
-            problems.push(format!(
-                "{shown} is routed to {name:?}, which is not in the list of clients, or twice; it \
-                 is left out"
-            ));
-            continue;
+            return false;
         };
-        claims.push(HubClaim {
-            network: *network,
+        self.claims.push(HubClaim {
+            network: route.network,
             session: session(name, *since),
             common_name: name.to_owned(),
             device: device(hub, name),
         });
+        true
     }
-    problems.extend(unmapped(&claims));
-    problems.extend(
-        status
-            .clients
-            .iter()
-            .flat_map(|client| overtaken(client, &holders)),
-    );
-    (claims, problems)
 }
 
+/// Whether a cached host belongs to another client than the network around it does.
+fn has_strayed(host: &Route<'_>, holders: &Holders<'_, '_>) -> bool {
+    let address = host.network.addr();
+    let wider = (0..=host.network.prefix_len()).rev().filter_map(|length| {
+        let network = IpNet::new_assert(address, length).trunc();
+        holders.get(&network)
+    });
+    let around = wider.flatten().next();
+    around.is_some_and(|route| {
+        (route.common_name, route.real_address) != (host.common_name, host.real_address)
+    })
+}
+
+/// Whose each network is; `None` where routes differ.
+type Holders<'s, 't> = BTreeMap<IpNet, Option<&'s Route<'t>>>;
+/// When each client connected, by name and real address; `None` where two cannot be told apart.
+type Visits<'t> = HashMap<(&'t str, &'t str), Option<u64>>;
+
 /// Whose each network is; `None` where routes differ. OpenVPN has each network once.
-fn holders<'s, 't>(routes: &'s [Route<'t>]) -> BTreeMap<IpNet, Option<&'s Route<'t>>> {
+fn holders<'s, 't>(routes: &'s [Route<'t>]) -> Holders<'s, 't> {
     let mut holders = BTreeMap::new();
     for route in routes {
         holders
@@ -122,7 +168,7 @@ fn unmapped(claims: &[HubClaim]) -> Vec<String> {
 }
 
 /// When each client connected, by name and real address; `None` where two cannot be told apart.
-fn visits<'t>(clients: &[Client<'t>]) -> HashMap<(&'t str, &'t str), Option<u64>> {
+fn visits<'t>(clients: &[Client<'t>]) -> Visits<'t> {
     let mut visits = HashMap::with_capacity(clients.len());
     for client in clients {
         visits
@@ -138,10 +184,7 @@ fn visits<'t>(clients: &[Client<'t>]) -> HashMap<(&'t str, &'t str), Option<u64>
 }
 
 /// Addresses that `client` was given, and that another client has been given since.
-fn overtaken(
-    client: &Client<'_>,
-    holders: &BTreeMap<IpNet, Option<&Route<'_>>>,
-) -> impl Iterator<Item = String> {
+fn overtaken(client: &Client<'_>, holders: &Holders<'_, '_>) -> impl Iterator<Item = String> {
     client.addresses.iter().filter_map(|address| {
         let holder = (*holders.get(&IpNet::from(*address))?)?;
         let is_own =
@@ -206,12 +249,14 @@ mod tests {
 
     fn claims_of(text: &str) -> (Vec<String>, Vec<String>) {
         let status = status::parse(text).expect(text);
-        let (claims, problems) = claims(&status, &hub());
-        let claims = claims.iter().map(|claim| {
+        let findings = findings(&status, &hub());
+        let claims = findings.claims.iter().map(|claim| {
             let device = claim.device.as_ref().map_or("-", |(_, device)| device);
             format!("{} {} {device}", claim.network, claim.session)
         });
-        (claims.collect(), problems)
+        let strangers = findings.strangers.iter();
+        let strangers = strangers.map(|network| format!("{network} ? ?"));
+        (claims.chain(strangers).collect(), findings.problems)
     }
 
     #[test]
@@ -265,10 +310,8 @@ mod tests {
             "ROUTING_TABLE\t10.8.0.2\tweird ü x\t172.31.2.2:45286\tx\t1\nGLOBAL_STATS",
         );
         let (claims, problems) = claims_of(&twice);
-        assert!(
-            !claims.iter().any(|claim| claim.starts_with("10.8.0.2/")),
-            "{claims:?}"
-        );
+        let there = claims.iter().filter(|claim| claim.starts_with("10.8.0.2/"));
+        assert_eq!(there.collect::<Vec<_>>(), ["10.8.0.2/32 ? ?"]);
         assert!(
             problems[0].contains("10.8.0.2 is routed to several clients"),
             "{problems:?}"
@@ -279,11 +322,47 @@ mod tests {
             "CLIENT_LIST\ta\t1.2.3.4:5",
         );
         let (claims, problems) = claims_of(&stray);
-        assert_eq!(claims.len(), 2, "{claims:?}");
+        let (unclear, clear): (Vec<_>, Vec<_>) =
+            claims.iter().partition(|claim| claim.ends_with("? ?"));
+        assert_eq!((clear.len(), unclear.len()), (2, 4), "{claims:?}");
         assert!(
             problems[0].contains("not in the list of clients"),
             "{problems:?}"
         );
+    }
+
+    #[test]
+    fn a_cached_host_is_told_of_where_it_is_not_its_networks() {
+        let with = |lines: &str| {
+            let text = STATUS.replace("GLOBAL_STATS", &format!("{lines}GLOBAL_STATS"));
+            let (claims, _) = claims_of(&text);
+            claims[6..].to_vec()
+        };
+        let route =
+            |network: &str, client: &str| format!("ROUTING_TABLE\t{network}\t{client}\tx\t1\n");
+        let (a, other) = ("a\t172.31.1.2:34391", "weird ü x\t172.31.2.2:45286");
+        assert_eq!(with(&route("192.168.7.6C", a)), [""; 0]);
+        assert_eq!(
+            with(&route("192.168.7.6C", other)),
+            ["192.168.7.6/32 weird ü x@1795705817 -"]
+        );
+        assert_eq!(
+            with(&route("192.168.7.6C", "a\t172.31.1.2:1")),
+            ["192.168.7.6/32 ? ?"],
+            "a visit that is not listed"
+        );
+        assert_eq!(with(&route("172.16.0.1C", other)), [""; 0], "in no network");
+        // The longest network around it is what counts.
+        let wide = route("192.168.0.0/16", other);
+        assert_eq!(
+            with(&format!("{wide}{}", route("192.168.7.6C", a))),
+            [""; 0]
+        );
+        assert_eq!(
+            with(&format!("{wide}{}", route("192.168.8.6C", a))).len(),
+            1
+        );
+        assert_eq!(with(&route("fd00:8::1000C", a)), [""; 0]);
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct Status<'t> {
     pub clients: Vec<Client<'t>>,
     /// What packets are checked against: a source address that no route gives to a client is dropped.
     pub routes: Vec<Route<'t>>,
+    /// Hosts in clients' networks that have been heard. Each stays with its client until the hub
+    /// forgets it, even if the network around it is another's by then.
+    pub cached: Vec<Route<'t>>,
 }
 
 /// A client that is connected.
@@ -192,8 +195,11 @@ impl<'t> Reader<'t> {
                 self.status.clients.extend(client);
             }
             "ROUTING_TABLE" => {
-                let route = self.route(rest).ok_or(damaged)??;
-                self.status.routes.extend(route);
+                let (route, is_cached) = self.route(rest).ok_or(damaged)??;
+                match is_cached {
+                    true => self.status.cached.push(route),
+                    false => self.status.routes.push(route),
+                }
             }
             _ => {}
         }
@@ -247,15 +253,14 @@ impl<'t> Reader<'t> {
         Some(has_arrived.then_some(client))
     }
 
-    /// The route of a line, unless it is a cached one; `None` if the line is damaged.
-    fn route(&self, rest: &'t str) -> Option<Result<Option<Route<'t>>, StatusFault>> {
+    /// The route of a line, and whether it is a cached one; `None` if the line is damaged.
+    fn route(&self, rest: &'t str) -> Option<Result<(Route<'t>, bool), StatusFault>> {
         let known = self.routes.as_ref()?;
         let values = known.columns.values(rest)?;
         let text = values[known.address];
         if is_ethernet(text) {
             return Some(Err(StatusFault::TapMode));
         }
-        // A host behind a client that has been heard: its network says whose it is.
         let (text, is_cached) = match text.strip_suffix('C') {
             Some(text) => (text, true),
             None => (text, false),
@@ -269,7 +274,7 @@ impl<'t> Reader<'t> {
             common_name: values[known.common_name],
             real_address: values[known.real_address],
         };
-        Some(Ok((!is_cached).then_some(route)))
+        Some(Ok((route, is_cached)))
     }
 }
 
@@ -298,7 +303,7 @@ mod tests {
     const STATUS: &str = include_str!("status.txt");
 
     #[test]
-    fn clients_and_routes_are_read_and_cached_hosts_are_not() {
+    fn clients_and_routes_are_read_and_cached_hosts_stand_apart() {
         let status = parse(STATUS).expect("whole");
         assert_eq!(status.time, 1_795_705_838);
         let [b, a] = &status.clients[..] else {
@@ -323,6 +328,13 @@ mod tests {
         assert_eq!(
             routes,
             expected.map(|(network, name)| (network.to_owned(), name))
+        );
+        let [cached] = &status.cached[..] else {
+            panic!("{:?}", status.cached);
+        };
+        assert_eq!(
+            (cached.network, cached.common_name, cached.real_address),
+            (address("192.168.7.5").into(), "a", "172.31.1.2:34391")
         );
     }
 

@@ -1,0 +1,206 @@
+//! Leases of hubs: what their hooks say is believed as far as what was seen of them allows.
+//!
+//! A hook may be lost, or given up after it was heard, and a hub says nothing at all of some changes.
+//! Wherever that leaves it open whose a network is, it is nobody's until a report on the hub shows it.
+//! Reads no clock and does no I/O.
+
+use std::mem;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    claim::{Offer, Place, Refused, SourceId, Standing, UnixMs},
+    directory::DeviceId,
+    nested::Why,
+    table::LeaseTable,
+};
+use crate::limits;
+
+/// What was seen at a hub.
+#[derive(Debug, Default)]
+pub struct Seen<'a> {
+    /// What it lets devices use.
+    pub offers: &'a [Offer<'a>],
+    /// What it lets somebody use of whom nothing is known.
+    pub strangers: &'a [Place],
+}
+
+/// What is kept of a source whose claims a hub reports on.
+#[derive(Debug, Default)]
+pub(super) struct Reported {
+    /// Where it has claims.
+    pub(super) places: HashSet<Place>,
+    /// When claims ended that a report may still have.
+    pub(super) ended: HashMap<Place, UnixMs>,
+}
+
+impl LeaseTable {
+    /// Takes `source` for a hub: remembers what it takes back, for a report may have been made before,
+    /// and serves nobody where networks of two of its devices overlap.
+    ///
+    /// # Errors
+    /// [`Refused::Source`]
+    pub fn expect_reports(&mut self, source: &str) -> Result<(), Refused> {
+        let source = self.source(source)?;
+        if self.claims.nested.is_hub(source) {
+            return Ok(());
+        }
+        // What it has said so far, as a feed or before a restart.
+        let places = self.places_of(source);
+        self.claims.nested.add_hub(source);
+        for place in &places {
+            self.claims.nested.add(*place);
+        }
+        for place in &places {
+            self.mark_stale(*place, source);
+        }
+        let reported = &mut self.sources[source.0 as usize].reported;
+        reported.get_or_insert_default().places.extend(places);
+        Ok(())
+    }
+
+    /// Ends all claims of `source`, and all that is known of it as a hub.
+    pub fn forget_hub(&mut self, source: &str) {
+        let Some(source) = self.by_name.get(source).copied() else {
+            return;
+        };
+        for place in self.places_of(source) {
+            self.remove(place, source);
+        }
+        for place in self.claims.nested.let_go(source, |_| true) {
+            self.mark_stale(place, source);
+        }
+        self.claims.nested.remove_hub(source);
+        self.sources[source.0 as usize].reported = None;
+    }
+
+    /// Brings the claims of `source`, which is a hub, in line with what was `seen` of it at `as_of`;
+    /// what it said and took back since then stays, and what was seen of an earlier run counts for
+    /// nothing. What contradicts other sources, or lies in another device's network, is taken in as
+    /// well: nobody is served there until they agree. Answers what could not be served.
+    pub fn reconcile(&mut self, source: &str, as_of: UnixMs, seen: &Seen<'_>) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        if let Err(error) = self.expect_reports(source) {
+            return vec![error];
+        }
+        let source = self.by_name[source];
+        let known = &mut self.sources[source.0 as usize];
+        if as_of < known.begun.max(self.reports_from) {
+            return refused;
+        }
+        let reported = known.reported.get_or_insert_default();
+        let mut ended = mem::take(&mut reported.ended);
+        ended.retain(|_, at| *at > as_of);
+        let mut strangers: HashSet<Place> = seen.strangers.iter().copied().collect();
+        let offers = seen.offers;
+        let mut seen = HashSet::with_capacity(offers.len());
+        for offer in offers {
+            seen.insert(offer.place);
+            let claim = self.claims.claim(offer.place, source);
+            let is_newer = claim.is_some_and(|claim| claim.said > as_of);
+            if is_newer || ended.contains_key(&offer.place) {
+                continue;
+            }
+            match self.claims.find(offer) {
+                Ok(device) if self.len() < limits::LEASES_MAX => {
+                    if let Err(conflict) = self.check_holder(Some(source), None, offer, device) {
+                        refused.push(conflict);
+                    }
+                    self.put(source, offer, device, as_of);
+                }
+                Ok(_) => {
+                    refused.push(Refused::Full);
+                    strangers.insert(offer.place);
+                }
+                Err(error) => {
+                    refused.push(error);
+                    seen.remove(&offer.place);
+                    strangers.insert(offer.place);
+                }
+            }
+        }
+        for place in self.places_of(source) {
+            let claim = self.claims.claim(place, source);
+            let is_old = claim.is_some_and(|claim| claim.said <= as_of);
+            if is_old && !seen.contains(&place) {
+                self.remove(place, source);
+            }
+        }
+        // Of what had been left by the time of the report, it shows whose it is.
+        let is_shown = |why| match why {
+            Why::Left(at) => at <= as_of,
+            Why::Stranger => true,
+        };
+        for place in self.claims.nested.let_go(source, is_shown) {
+            self.mark_stale(place, source);
+        }
+        for place in strangers {
+            self.claims.nested.withhold(place, source, Why::Stranger);
+            self.mark_stale(place, source);
+        }
+        let reported = &mut self.sources[source.0 as usize].reported;
+        reported.get_or_insert_default().ended = ended;
+        refused.extend(offers.iter().filter_map(|offer| self.nested(offer.place)));
+        refused
+    }
+
+    /// Why nobody is served at `place`, if that is because it lies in another device's network.
+    fn nested(&self, place: Place) -> Option<Refused> {
+        let (outer, device) = self.claims.outer(place)?;
+        let names = device.map(|device| self.claims.directory.names(device));
+        Some(Refused::Nested {
+            network: place.network,
+            outer: outer.network,
+            holder: names.map(|(account, device)| (account.into(), device.into())),
+        })
+    }
+
+    /// Whether a hub may have left `place` with another device than the one that it spoke of last, or
+    /// than `device`.
+    pub(super) fn is_unsure(&self, place: Place, hub: SourceId, device: Option<DeviceId>) -> bool {
+        let before = self.claims.claim(place, hub);
+        before.is_some_and(|claim| {
+            device.is_some_and(|device| claim.device != device)
+                || !claim.is_believed(self.claims.now)
+        }) || self.claims.nested.is_withheld_for(place, hub)
+    }
+
+    /// Has a claim wait for the next report on its source.
+    ///
+    /// Whoever took an address over may have given up before we heard of it, and a hub leaves it
+    /// with whom it was then: until the hub itself says who has it, nobody is served there.
+    pub(super) fn await_report(&mut self, place: Place, source: SourceId) {
+        let now = self.claims.now;
+        if let Some(claim) = self.claims.claim_mut(place, source) {
+            claim.standing = Standing::Unconfirmed(now);
+        }
+    }
+
+    /// Ends what `source` claims of `places`. Of a hub's, those stay nobody's until a report where it is
+    /// not clear whose they are then: where another client has the network around, who has that as well
+    /// from now on, while requests from here are still under way; and what was taken over before
+    /// any report had it.
+    pub(super) fn leave(&mut self, places: &[Place], source: SourceId) {
+        let is_hub = self.claims.nested.is_hub(source);
+        let unsure = places.iter().copied();
+        let unsure = unsure.filter(|place| is_hub && self.is_unsure(*place, source, None));
+        let unsure: Vec<_> = unsure.collect();
+        for place in places {
+            self.remove(*place, source);
+        }
+        for place in unsure {
+            self.withhold(place, source);
+        }
+        for place in places {
+            if is_hub && self.claims.is_surrounded(*place) {
+                self.withhold(*place, source);
+            }
+        }
+    }
+
+    pub(super) fn withhold(&mut self, place: Place, hub: SourceId) {
+        let why = Why::Left(self.claims.now);
+        self.claims.nested.withhold(place, hub, why);
+        self.mark_stale(place, hub);
+    }
+}

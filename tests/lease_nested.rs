@@ -1,0 +1,354 @@
+//! Networks of hubs' clients within one another, on the table alone: nobody is served where they
+//! overlap, nor in what one of them has left, until a report shows whose it is.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use m2u::{
+    config::settings::{Account, Device, Fleet},
+    control::lease::{
+        claim::{Offer, Place, Refused},
+        directory::Directory,
+        seen::Seen,
+        table::LeaseTable,
+    },
+    snapshot::{
+        route::AccountId,
+        scope::{Scope, Unknown},
+    },
+};
+
+const NORTH: &str = "openvpn:north";
+const SOUTH: &str = "openvpn:south";
+const OUTER: &str = "10.64.0.0/10";
+const INNER: &str = "10.65.0.0/16";
+/// A host in both.
+const BOTH: &str = "10.65.0.5";
+/// A host in the outer one alone.
+const ALONE: &str = "10.66.0.5";
+const DISPUTED: Result<&str, Unknown> = Err(Unknown::Disputed);
+const UNCONFIRMED: Result<&str, Unknown> = Err(Unknown::Unconfirmed);
+const NOBODYS: Result<&str, Unknown> = Err(Unknown::NoLease);
+
+fn directory(names: &[&str]) -> Directory {
+    let mut devices = Fleet::default();
+    for name in names {
+        devices.push(Device {
+            name,
+            serial: "1",
+            networks: &[],
+        });
+    }
+    let account = Account {
+        reference: "acme".to_owned(),
+        expose_identity: true,
+        servers: Vec::new(),
+        devices,
+    };
+    Directory::build([(AccountId(0), &account)].into_iter())
+}
+
+/// Two scopes and two hubs, at 1,000.
+fn table() -> LeaseTable {
+    let mut table = LeaseTable::new(2);
+    table.adopt(directory(&["press", "mill", "saw"]), Arc::default());
+    table.advance(1_000);
+    table.expect_reports(NORTH).unwrap();
+    table.expect_reports(SOUTH).unwrap();
+    table
+}
+
+fn place(scope: u8, network: &str) -> Place {
+    Place {
+        scope: Scope(scope),
+        network: m2u::config::network(network).unwrap(),
+    }
+}
+
+/// What a hub says of a device: its session is called like it.
+fn offer<'a>(scope: u8, network: &str, device: &'a str) -> Offer<'a> {
+    Offer {
+        place: place(scope, network),
+        account: "acme",
+        device,
+        session: device,
+        expires: None,
+        replace: true,
+    }
+}
+
+fn add(table: &mut LeaseTable, source: &str, network: &str, device: &str) {
+    table.add(source, None, &offer(0, network, device)).unwrap();
+}
+
+/// Has the table hear a report of the hub north; answers what could not be served.
+fn report(table: &mut LeaseTable, as_of: u64, routes: &[(&str, &str)]) -> Vec<String> {
+    let offers = routes.iter().map(|(network, who)| offer(0, network, who));
+    let offers: Vec<_> = offers.collect();
+    let seen = Seen {
+        offers: &offers,
+        strangers: &[],
+    };
+    let refused = table.reconcile(NORTH, as_of, &seen);
+    refused.iter().map(Refused::to_string).collect()
+}
+
+/// Asserts whose addresses are at listeners of a scope.
+#[track_caller]
+fn assert_whose(table: &mut LeaseTable, scope: u8, expected: &[(&str, Result<&str, Unknown>)]) {
+    table.commit();
+    let identities = table.identities();
+    for (address, expected) in expected {
+        let found = identities.resolve(Scope(scope), address.parse().unwrap());
+        assert_eq!(found.map(|identity| identity.name), *expected, "{address}");
+    }
+}
+
+#[test]
+fn nobody_is_served_where_networks_of_two_devices_overlap() {
+    // Whatever comes first, and at whatever hub.
+    for (first, second) in [(OUTER, INNER), (INNER, OUTER)] {
+        for hub in [NORTH, SOUTH] {
+            let mut table = table();
+            let device = |network| if network == OUTER { "press" } else { "mill" };
+            add(&mut table, NORTH, first, device(first));
+            assert_whose(&mut table, 0, &[(BOTH, Ok(device(first)))]);
+            add(&mut table, hub, second, device(second));
+            assert_whose(&mut table, 0, &[(BOTH, DISPUTED), (ALONE, Ok("press"))]);
+            let disputed = table.leases().filter(|lease| lease.is_disputed);
+            let disputed: Vec<_> = disputed.map(|lease| lease.device).collect();
+            assert_eq!(disputed, ["mill"]);
+            // Without the outer one, the inner is as good as any.
+            table
+                .release_session(NORTH, None, "press")
+                .unwrap_or_default();
+            let _ = table.release_session(SOUTH, None, "press");
+            let expected = [(BOTH, Ok("mill")), (ALONE, NOBODYS)];
+            report(&mut table, 1_000, &[]);
+            add(&mut table, hub, INNER, "mill");
+            assert_whose(&mut table, 0, &expected);
+        }
+    }
+}
+
+#[test]
+fn an_address_alone_and_six_are_no_exception() {
+    let mut table = table();
+    add(&mut table, NORTH, "10.0.0.0/8", "press");
+    add(&mut table, NORTH, "10.8.0.7", "mill");
+    add(&mut table, NORTH, "fd00::/16", "press");
+    add(&mut table, NORTH, "fd00:8::7", "mill");
+    add(&mut table, NORTH, "10.8.0.8", "press");
+    let expected = [
+        ("10.8.0.7", DISPUTED),
+        ("fd00:8::7", DISPUTED),
+        ("10.8.0.8", Ok("press")),
+        ("10.8.0.9", Ok("press")),
+    ];
+    assert_whose(&mut table, 0, &expected);
+}
+
+#[test]
+fn a_device_may_have_networks_within_its_own() {
+    let mut table = table();
+    for _ in 0..2 {
+        for network in [OUTER, INNER, BOTH] {
+            add(&mut table, NORTH, network, "press");
+        }
+        assert_whose(&mut table, 0, &[(BOTH, Ok("press")), (ALONE, Ok("press"))]);
+        // It comes back at once.
+        table.release_session(NORTH, None, "press").unwrap();
+        assert_whose(&mut table, 0, &[(BOTH, NOBODYS), (ALONE, NOBODYS)]);
+    }
+    assert!(table.is_empty());
+}
+
+#[test]
+fn what_a_feed_says_within_a_hubs_network_stands() {
+    let mut table = table();
+    add(&mut table, NORTH, OUTER, "press");
+    add(&mut table, "manual", BOTH, "mill");
+    assert_whose(&mut table, 0, &[(BOTH, Ok("mill")), (ALONE, Ok("press"))]);
+    add(&mut table, "manual", "10.0.0.0/8", "saw");
+    assert_whose(
+        &mut table,
+        0,
+        &[(ALONE, Ok("press")), ("10.1.1.1", Ok("saw"))],
+    );
+    // Once it is a hub, its word weighs no more than another's.
+    table.expect_reports("manual").unwrap();
+    let expected = [(BOTH, DISPUTED), (ALONE, DISPUTED), ("10.1.1.1", Ok("saw"))];
+    assert_whose(&mut table, 0, &expected);
+    table.forget_hub("manual");
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press")), ("10.1.1.1", NOBODYS)]);
+}
+
+#[test]
+fn scopes_overlap_only_with_themselves_and_with_that_of_all() {
+    let mut table = table();
+    let mut add = |scope, network, device| {
+        let offer = offer(scope, network, device);
+        table.add(NORTH, None, &offer).unwrap();
+    };
+    add(1, OUTER, "press");
+    add(2, INNER, "mill");
+    add(0, "10.66.0.0/16", "saw");
+    add(0, "172.16.0.0/12", "saw");
+    add(2, "172.16.0.7", "mill");
+    assert_whose(&mut table, 1, &[(BOTH, Ok("press")), (ALONE, DISPUTED)]);
+    assert_whose(
+        &mut table,
+        2,
+        &[(BOTH, Ok("mill")), ("172.16.0.7", DISPUTED)],
+    );
+    let adopted = directory(&["press", "mill", "saw"]);
+    table.adopt(adopted, Arc::default());
+    assert_whose(&mut table, 1, &[(BOTH, Ok("press")), (ALONE, DISPUTED)]);
+    assert_whose(
+        &mut table,
+        2,
+        &[(BOTH, Ok("mill")), ("172.16.0.7", DISPUTED)],
+    );
+}
+
+#[test]
+fn what_is_left_within_a_network_is_nobodys_until_a_report_shows_whose_it_is() {
+    let mut table = table();
+    add(&mut table, NORTH, OUTER, "press");
+    add(&mut table, NORTH, INNER, "mill");
+    add(&mut table, NORTH, "10.8.0.7", "mill");
+    table.advance(2_000);
+    table.release_session(NORTH, None, "mill").unwrap();
+    let left = [
+        (BOTH, UNCONFIRMED),
+        (ALONE, Ok("press")),
+        ("10.8.0.7", NOBODYS),
+    ];
+    assert_whose(&mut table, 0, &left);
+    // A report of a moment ago does not know it yet, and a new configuration changes nothing.
+    report(&mut table, 1_999, &[(OUTER, "press"), (INNER, "mill")]);
+    assert_whose(&mut table, 0, &left);
+    table.adopt(directory(&["press", "mill", "saw"]), Arc::default());
+    assert_whose(&mut table, 0, &left);
+    report(&mut table, 2_000, &[(OUTER, "press")]);
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+
+    // Unheard, the report itself ends it.
+    add(&mut table, NORTH, INNER, "mill");
+    assert_whose(&mut table, 0, &[(BOTH, DISPUTED)]);
+    report(&mut table, 2_001, &[(OUTER, "press")]);
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+}
+
+#[test]
+fn a_network_that_a_hub_forgets_may_leave_hosts_behind() {
+    let mut table = table();
+    add(&mut table, NORTH, INNER, "mill");
+    add(&mut table, NORTH, "10.8.0.7", "mill");
+    for network in [INNER, "10.8.0.7"] {
+        table.release(NORTH, None, place(0, network), None).unwrap();
+    }
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), ("10.8.0.7", NOBODYS)]);
+    add(&mut table, NORTH, BOTH, "saw");
+    assert_whose(&mut table, 0, &[(BOTH, DISPUTED)]);
+    let refused = report(&mut table, 1_000, &[(OUTER, "press"), (BOTH, "mill")]);
+    assert_eq!(
+        refused,
+        [format!(
+            "{BOTH}/32 lies in {OUTER}, which is the device \"press\"'s of \"acme\": nobody is \
+             served there; give each its own networks (iroute)"
+        )]
+    );
+    let expected = [(BOTH, DISPUTED), ("10.65.0.6", Ok("press"))];
+    assert_whose(&mut table, 0, &expected);
+}
+
+#[test]
+fn what_was_taken_over_and_left_before_any_report_is_nobodys() {
+    let mut table = table();
+    add(&mut table, NORTH, INNER, "mill");
+    // The hub may have given the hook up, and left the network with mill.
+    add(&mut table, NORTH, INNER, "saw");
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
+    add(&mut table, NORTH, INNER, "saw");
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
+    add(&mut table, NORTH, BOTH, "saw");
+    assert_whose(&mut table, 0, &[(BOTH, DISPUTED)]);
+    table.release_session(NORTH, None, "saw").unwrap();
+    add(&mut table, NORTH, OUTER, "press");
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), (ALONE, Ok("press"))]);
+    add(&mut table, NORTH, INNER, "saw");
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
+    report(&mut table, 1_001, &[(INNER, "mill")]);
+    assert_whose(&mut table, 0, &[(BOTH, Ok("mill")), (ALONE, NOBODYS)]);
+}
+
+#[test]
+fn a_stranger_in_a_network_is_not_taken_for_the_device_that_has_it() {
+    let mut table = table();
+    let offers = [offer(0, OUTER, "press"), offer(0, "10.67.0.0/16", "ghost")];
+    let reconcile = |table: &mut LeaseTable, as_of, strangers: &[Place]| {
+        let offers = &offers;
+        table.reconcile(NORTH, as_of, &Seen { offers, strangers })
+    };
+    let strangers = [place(0, INNER), place(0, "10.8.0.0/16")];
+    let refused = reconcile(&mut table, 1_000, &strangers);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    add(&mut table, NORTH, "10.8.0.7", "mill");
+    let expected = [
+        (BOTH, NOBODYS),
+        ("10.67.0.5", NOBODYS),
+        (ALONE, Ok("press")),
+        ("10.8.0.7", DISPUTED),
+    ];
+    assert_whose(&mut table, 0, &expected);
+    table.adopt(directory(&["press", "mill"]), Arc::default());
+    assert_whose(&mut table, 0, &expected);
+    reconcile(&mut table, 1_000, &[]);
+    assert_whose(
+        &mut table,
+        0,
+        &[(BOTH, Ok("press")), ("10.67.0.5", NOBODYS)],
+    );
+}
+
+#[test]
+fn a_device_that_the_configuration_gives_up_speaks_for_nobody_around() {
+    let mut table = table();
+    add(&mut table, NORTH, OUTER, "press");
+    add(&mut table, NORTH, INNER, "mill");
+    let ended = table.adopt(directory(&["press", "saw"]), Arc::default());
+    assert_eq!(ended.len(), 1);
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), (ALONE, Ok("press"))]);
+}
+
+#[test]
+fn a_session_is_released_as_a_whole_and_no_other() {
+    let mut table = table();
+    for network in [OUTER, "10.8.0.7"] {
+        add(&mut table, NORTH, network, "press");
+        table.add("vpn", None, &offer(1, network, "press")).unwrap();
+    }
+    add(&mut table, NORTH, "10.8.0.8", "mill");
+    for session in ["", "pres", "saw"] {
+        let refused = table.release_session(NORTH, None, session);
+        assert_eq!(refused.unwrap_err().token(), "no_lease");
+    }
+    assert!(table.release_session("none", None, "press").is_err());
+    table.release_session(NORTH, None, "press").unwrap();
+    assert_whose(
+        &mut table,
+        0,
+        &[("10.8.0.7", NOBODYS), ("10.8.0.8", Ok("mill"))],
+    );
+    assert_eq!(table.len(), 3);
+    table.release_session("vpn", None, "press").unwrap();
+    assert_eq!(table.len(), 1);
+    // Of a run that is over, nothing is left to release.
+    add(&mut table, NORTH, OUTER, "press");
+    table.add(NORTH, Some(7), &offer(0, BOTH, "press")).unwrap();
+    let late = table.release_session(NORTH, Some(6), "press");
+    assert_eq!(late.unwrap_err().token(), "out_of_order");
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+}
