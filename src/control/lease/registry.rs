@@ -4,6 +4,7 @@
 //! "done" is sent when every core sees the change.
 
 use std::{
+    collections::HashMap,
     fmt, io,
     path::PathBuf,
     sync::{Arc, LazyLock},
@@ -23,7 +24,7 @@ use super::{
     feed::{self, Batch, Feed, Job, Outcome},
     journal::{Journal, Memory, Record},
     names::{self, Fault, Names},
-    openvpn::{poll::Heard, report::HubReport},
+    openvpn::{poll::Heard, report::HubReport, told::Told},
     protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
     seen::Seen,
     table::{Commit, LeaseTable},
@@ -46,6 +47,8 @@ pub struct Registry {
     journal: Option<Journal>,
     /// Where each watching connection gets its events.
     watchers: Vec<mpsc::Sender<Arc<[u8]>>>,
+    /// What of each hub's report could not be served, as it was told.
+    told: HashMap<String, Told>,
     unconfirmed: Duration,
     alive: Instant,
     counts: Counts,
@@ -117,6 +120,7 @@ impl Registry {
             feed: None,
             journal: None,
             watchers: Vec::new(),
+            told: HashMap::new(),
             unconfirmed: settings.unconfirmed,
             alive: Instant::now(),
             counts: Counts::default(),
@@ -180,6 +184,7 @@ impl Registry {
     fn follow(&mut self, hubs: &[Hub]) {
         for gone in self.names.hubs.follow(hubs) {
             self.table.forget_hub(&gone.source());
+            self.told.remove(&gone.source());
         }
         for hub in hubs {
             // Beyond all sources that there may be, its reports will be refused.
@@ -358,14 +363,21 @@ impl Registry {
 
     /// Brings a hub's leases in line with what it says; answers what there is to tell.
     fn reconcile(&mut self, report: HubReport) -> Vec<String> {
-        let mut news = report.problems;
-        let scope = match self.names.scope(report.scope.as_deref()) {
-            Ok(scope) => scope,
-            Err((_, reason)) => {
-                news.push(format!("{reason}, so that no lease can be known there"));
-                return about(&report.source, news);
-            }
+        let unserved = match self.take_in(&report) {
+            Ok(refused) => refused.iter().map(Refused::to_string).collect(),
+            Err((_, reason)) => vec![format!("{reason}, so that no lease can be known there")],
         };
+        let told = self.told.entry(report.source.clone()).or_default();
+        let unserved = told.news(unserved);
+        self.counts.refused += unserved.len() as u64;
+        let news = report.problems.into_iter().chain(unserved);
+        news.map(|line| format!("{}: {line}", report.source))
+            .collect()
+    }
+
+    /// Likewise; answers what could not be served, told or not.
+    fn take_in(&mut self, report: &HubReport) -> Result<Vec<Refused>, Fault> {
+        let scope = self.names.scope(report.scope.as_deref())?;
         let place = |network| Place { scope, network };
         let unknown = report.claims.iter().filter(|claim| claim.device.is_none());
         let unknown = unknown.map(|claim| claim.network);
@@ -388,10 +400,7 @@ impl Registry {
             offers: &offers,
             strangers: &strangers,
         };
-        let refused = self.table.reconcile(&report.source, as_of, &seen);
-        self.counts.refused += refused.len() as u64;
-        news.extend(refused.iter().map(Refused::to_string));
-        about(&report.source, news)
+        Ok(self.table.reconcile(&report.source, as_of, &seen))
     }
 
     fn answer(&mut self, batch: Batch, answers: Vec<Answer>, revision: u64) {
@@ -640,12 +649,6 @@ enum Answer {
 
 fn refused(refused: Refused) -> Fault {
     (refused.token(), refused.to_string())
-}
-
-/// Lines to tell about a source.
-fn about(source: &str, news: Vec<String>) -> Vec<String> {
-    let news = news.into_iter();
-    news.map(|line| format!("{source}: {line}")).collect()
 }
 
 /// The time: the system's clock as it was at the start, and what has passed since. Setting that clock

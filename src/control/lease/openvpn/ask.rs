@@ -37,8 +37,10 @@ pub(super) enum AskFault {
     TooLarge,
     /// It is written all the time.
     Restless,
-    /// The hub has not written it for long, or will not have written it for long: a clock was set.
+    /// The hub has not written it for long.
     Stale,
+    /// By its date it will be written: a clock is wrong.
+    Ahead,
     /// The interface did not answer in time.
     Silent,
     /// The interface wants a password.
@@ -68,6 +70,11 @@ impl fmt::Display for AskFault {
                 "has not been written for {} seconds; is the hub running, and does its \"status\" \
                  say 60 seconds or less?",
                 limits::HUB_STATUS_AGE_MAX.as_secs()
+            ),
+            // How far, changes all the time: it would be told again and again.
+            Self::Ahead => f.write_str(
+                "has a date that lies ahead of this machine's clock, so that it cannot be told how old \
+                 it is; set the clock right, or have the hub write it again",
             ),
             Self::Silent => write!(
                 f,
@@ -139,6 +146,7 @@ fn read(path: &Path) -> Result<Option<Answer>, AskFault> {
     match age(written, SystemTime::now()) {
         Age::Young => return Ok(None),
         Age::Stale => return Err(AskFault::Stale),
+        Age::Ahead => return Err(AskFault::Ahead),
         Age::Fit => {}
     }
     let mut bytes = Vec::new();
@@ -163,6 +171,7 @@ enum Age {
     Young,
     Fit,
     Stale,
+    Ahead,
 }
 
 fn age(written: SystemTime, now: SystemTime) -> Age {
@@ -171,7 +180,7 @@ fn age(written: SystemTime, now: SystemTime) -> Age {
         Ok(age) if age > limits::HUB_STATUS_AGE_MAX => Age::Stale,
         Ok(_) => Age::Fit,
         // A clock was set back: by this time the file would be newer than all that hooks say.
-        Err(ahead) if ahead.duration() > limits::HUB_STATUS_REST => Age::Stale,
+        Err(ahead) if ahead.duration() > limits::HUB_STATUS_REST => Age::Ahead,
         Err(_) => Age::Young,
     }
 }
@@ -270,6 +279,10 @@ mod tests {
         assert!(fault(&file).contains("does not exist"));
         write(&path, "TITLE\n", Duration::from_secs(3_600));
         assert!(fault(&file).contains("has not been written for 180 seconds"));
+        let opened = fs::File::options().write(true).open(&path).expect("a file");
+        let ahead = SystemTime::now() + Duration::from_secs(3_600);
+        opened.set_modified(ahead).expect("a time");
+        assert!(fault(&file).contains("lies ahead of this machine's clock"));
         fs::write(&path, vec![b'x'; limits::HUB_STATUS_BYTES_MAX + 1]).expect("a file");
         let old = SystemTime::now() - Duration::from_secs(5);
         let opened = fs::File::options().write(true).open(&path).expect("a file");
@@ -298,7 +311,20 @@ mod tests {
         ] {
             assert_eq!(age(written, written + later), expected, "{later:?}");
         }
-        assert_eq!(age(written, SystemTime::UNIX_EPOCH), Age::Stale);
+        for (earlier, expected) in [
+            (limits::HUB_STATUS_REST, Age::Young),
+            (
+                limits::HUB_STATUS_REST + Duration::from_millis(1),
+                Age::Ahead,
+            ),
+            (Duration::from_secs(900), Age::Ahead),
+        ] {
+            assert_eq!(
+                age(written, written - earlier),
+                expected,
+                "{earlier:?} ahead"
+            );
+        }
     }
 
     #[test]

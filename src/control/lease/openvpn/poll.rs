@@ -3,7 +3,7 @@
 //! A hub that hangs keeps no other waiting. Prints nothing: what is worth telling comes out with a
 //! report, or in its place, and once only.
 
-use std::{collections::HashSet, fmt, mem, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
@@ -15,6 +15,7 @@ use super::{
     ask::{AskFault, ask},
     report::{self, Findings, HubReport},
     status::{self, StatusFault},
+    told::Told,
 };
 use crate::{
     config::settings::{Hub, HubStatus},
@@ -130,11 +131,24 @@ impl Hubs {
 
 /// Asks one hub until nobody listens any more.
 async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
-    let mut told = Told::default();
+    let mut problems = Told::default();
+    let mut failure = Told::default();
     loop {
         let news = match report(&hub).await {
-            Ok(report) => Some(Heard::Report(told.report(report))),
-            Err(fault) => told.failure(&hub, fault).map(Heard::Failure),
+            Ok(mut report) => {
+                failure.news(Vec::new());
+                report.problems = problems.news(report.problems);
+                Some(Heard::Report(report))
+            }
+            Err(fault) => {
+                let news = HubFailure {
+                    source: hub.source(),
+                    status: hub.status.clone(),
+                    fault,
+                };
+                let told = failure.news(vec![news.to_string()]);
+                (!told.is_empty()).then_some(Heard::Failure(news))
+            }
         };
         if let Some(news) = news
             && heard.send(news).await.is_err()
@@ -142,35 +156,6 @@ async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
             return;
         }
         sleep(hub.poll).await;
-    }
-}
-
-/// What has been told of a hub, and need not be told again.
-#[derive(Default)]
-struct Told {
-    failure: String,
-    problems: HashSet<String>,
-}
-
-impl Told {
-    /// The report with its new problems alone.
-    fn report(&mut self, mut report: HubReport) -> HubReport {
-        self.failure.clear();
-        let problems = report.problems.iter().cloned().collect();
-        let before = mem::replace(&mut self.problems, problems);
-        report.problems.retain(|problem| !before.contains(problem));
-        report
-    }
-
-    /// The failure, if it is another than before.
-    fn failure(&mut self, hub: &Hub, fault: Fault) -> Option<HubFailure> {
-        let failure = HubFailure {
-            source: hub.source(),
-            status: hub.status.clone(),
-            fault,
-        };
-        let before = mem::replace(&mut self.failure, failure.to_string());
-        (before != self.failure).then_some(failure)
     }
 }
 

@@ -1,0 +1,131 @@
+//! What a hub's management interface says, poll after poll: what of it cannot be served is told once,
+//! and again when it has come back.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixListener,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use common::{
+    gateway::{Gateway, PREAMBLE},
+    leases::{fleet, whose},
+    upstream::Upstream,
+    wait_until,
+};
+
+/// A hub that is asked for its status, and routes what it is told to.
+struct Hub {
+    routes: Arc<Mutex<&'static [(&'static str, &'static str)]>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Hub {
+    fn listen(listener: UnixListener) -> Self {
+        let hub = Self {
+            routes: Arc::default(),
+            asked: Arc::default(),
+        };
+        let (routes, asked) = (Arc::clone(&hub.routes), Arc::clone(&hub.asked));
+        // Ends with the process; who still asks is answered.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut question = String::new();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                reader.read_line(&mut question).unwrap();
+                assert_eq!(question, "status 3\n");
+                let text = status(*routes.lock().unwrap());
+                // A gateway that ends does not listen any more.
+                let _ = stream.write_all(text.as_bytes());
+                asked.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        hub
+    }
+
+    /// Routes these networks to these clients, until m2u has heard of it two more times.
+    fn route(&self, routes: &'static [(&'static str, &'static str)]) {
+        *self.routes.lock().unwrap() = routes;
+        let before = self.asked.load(Ordering::SeqCst);
+        // The first may have been answered before; what the last said is still under way.
+        wait_until("polls", || self.asked.load(Ordering::SeqCst) >= before + 3);
+    }
+}
+
+/// As OpenVPN writes it.
+fn status(routes: &[(&str, &str)]) -> String {
+    let mut text = "TITLE\tx\r\nTIME\tx\t1795705838\r\n\
+        HEADER\tCLIENT_LIST\tCommon Name\tReal Address\tVirtual Address\tConnected Since (time_t)\r\n"
+        .to_owned();
+    for name in ["acme.press-07", "acme.press-08"] {
+        text.push_str(&format!(
+            "CLIENT_LIST\t{name}\t{name}:1\t10.8.0.2\t1795705817\r\n"
+        ));
+    }
+    text.push_str("HEADER\tROUTING_TABLE\tVirtual Address\tCommon Name\tReal Address\r\n");
+    for (network, name) in routes {
+        text.push_str(&format!("ROUTING_TABLE\t{network}\t{name}\t{name}:1\r\n"));
+    }
+    text.push_str("END\r\n");
+    text
+}
+
+#[test]
+fn what_cannot_be_served_is_told_once_and_again_when_it_comes_back() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("north.sock");
+    let hub = Hub::listen(UnixListener::bind(&socket).unwrap());
+    hub.routes.lock().unwrap().clone_from(&(&[] as _));
+    let devices = fleet("acme", &upstream.url(), &["press-07", "press-08"]);
+    let gateway = Gateway::start(&format!(
+        "{PREAMBLE}[leases]\n[[openvpn]]\nhub = \"north\"\nmanagement = \"{}\"\npoll = \"1s\"\n\
+         pattern = \"{{account}}.{{device}}\"\n{devices}address = [\"127.0.0.8\"]\n",
+        socket.display(),
+    ));
+    const NESTED: &[(&str, &str)] = &[
+        ("127.0.0.0/16", "acme.press-07"),
+        ("127.0.0.8", "acme.press-07"),
+        ("127.0.7.0/24", "acme.press-08"),
+    ];
+    const APART: &[(&str, &str)] = &[("127.0.0.0/16", "acme.press-07")];
+    let taken =
+        "m2u: openvpn:north: 127.0.0.8/32 is the device \"press-08\"'s of \"acme\", says config";
+    let nested =
+        "m2u: openvpn:north: 127.0.7.0/24 lies in 127.0.0.0/16, which is the device \"press-07\"'s";
+    let told = |line| gateway.log().matches(line).count();
+    for times in [1, 2] {
+        hub.route(NESTED);
+        assert_eq!(
+            (told(taken), told(nested)),
+            (times, times),
+            "{}",
+            gateway.log()
+        );
+        assert_eq!(whose("127.0.7.1", gateway.address()), Err(403));
+        assert_eq!(whose("127.0.0.8", gateway.address()), Err(403));
+        assert_eq!(
+            whose("127.0.0.9", gateway.address()),
+            Ok("press-07".to_owned())
+        );
+        hub.route(APART);
+        assert_eq!(
+            whose("127.0.7.1", gateway.address()),
+            Ok("press-07".to_owned())
+        );
+        assert_eq!(
+            whose("127.0.0.8", gateway.address()),
+            Ok("press-08".to_owned())
+        );
+    }
+    gateway.stop();
+}
