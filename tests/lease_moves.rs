@@ -98,6 +98,39 @@ fn idle_connections_of_the_address_close_and_no_others() {
 }
 
 #[test]
+fn a_connection_of_which_no_server_has_heard_yet_is_no_exception() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = start(&upstream);
+    lease(&mut feed, OTHER, "mill");
+    for (host, status) in [("m2u9", 404), ("www.example.org", 421)] {
+        let ask = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        for ends in [true, false] {
+            lease(&mut feed, LEASED, "press");
+            let [mut leased, mut other] =
+                [LEASED, OTHER].map(|source| Device::connect(source, gateway.address()));
+            for device in [&mut leased, &mut other] {
+                assert_eq!(device.ask(&*ask).status(), status);
+            }
+            // On the same connection, and so one that is kept.
+            assert_eq!(leased.ask(&*ask).status(), status);
+            match ends {
+                true => release(&mut feed, LEASED),
+                false => lease(&mut feed, LEASED, "mill"),
+            }
+            wait_until("the end", || leased.has_been_ended());
+            assert!(leased.is_closed(), "in order");
+            assert_eq!(other.ask(&*ask).status(), status, "on the same connection");
+        }
+    }
+    // One that was refused for want of a lease has ended by then.
+    release(&mut feed, LEASED);
+    let mut refused = Device::connect(LEASED, gateway.address());
+    assert_eq!(refused.ask(GET).status(), 403);
+    wait_until("the end", || refused.has_been_ended());
+    gateway.stop();
+}
+
+#[test]
 fn a_prefix_that_ends_closes_the_connections_of_all_its_addresses() {
     let upstream = Upstream::echo();
     let (gateway, mut feed) = start(&upstream);

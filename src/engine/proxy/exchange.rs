@@ -50,7 +50,11 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
                 failure,
                 to_head,
                 persist,
+                mark,
             } = refusal;
+            if let Some(mark) = mark {
+                device.watch.set_speaker(device.scope, device.source, mark);
+            }
             device.refuse(shard, failure, to_head, persist).await
         }
     };

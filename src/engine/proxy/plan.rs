@@ -101,6 +101,8 @@ pub struct Refusal {
     pub to_head: bool,
     /// Whether the connection may go on.
     pub persist: Persist,
+    /// Who sent it, in a few bits, where the connection goes on.
+    pub mark: Option<Mark>,
 }
 
 impl Refusal {
@@ -110,6 +112,7 @@ impl Refusal {
             failure,
             to_head: false,
             persist: Persist::Close,
+            mark: None,
         }
     }
 }
@@ -216,6 +219,7 @@ pub fn decide<'s>(
                 failure,
                 to_head,
                 persist,
+                mark: Some(Mark::of(&identity)),
             };
             inbox.drain(..head_bytes);
             return Err(refusal);
