@@ -73,6 +73,7 @@ fn a_device_speaks_under_its_own_name_or_not_at_all() {
     late_news(&mut scene);
     spoof(&mut scene);
     nested(&mut scene);
+    pushed(&scene);
     inner_leaves(&mut scene);
     inner_leaves_unheard(&mut scene);
     stale_route(&mut scene);
@@ -285,6 +286,26 @@ fn nested(scene: &mut Scene) {
         assert_eq!(scene.ledger.tally("acme.i/inner").arrived, before.arrived);
         format!("before: {alone}; then {seen}; {}", scene.nested_routes())
     });
+}
+
+/// What `m2u dns snippet --format openvpn` prints is a part of that hub's configuration.
+fn pushed(scene: &Scene) {
+    let client = scene.client("acme.o");
+    let log = client.log();
+    let reply = log.lines().find(|line| line.contains("'PUSH_REPLY,"));
+    for option in ["DNS 10.10.0.1", "DOMAIN talk2m.com"] {
+        let option = format!("dhcp-option {option},");
+        assert!(reply.unwrap().contains(&option), "{log}");
+    }
+    assert!(log.contains("dhcp-option options modified"), "{log}");
+    let words = reply
+        .unwrap()
+        .split(',')
+        .filter(|word| word.starts_with("dhcp-option"));
+    let words = words.collect::<Vec<_>>().join(", ");
+    tell(format_args!(
+        "the snippet for OpenVPN | a client is told: {words}"
+    ));
 }
 
 fn inner_leaves(scene: &mut Scene) {
@@ -657,7 +678,10 @@ fn start_hub(
             let management = path("south.management".to_owned());
             format!("{SOUTH_OPTIONS}management {management} unix\n")
         }
-        _ => format!("{WEST_OPTIONS}{west_options}status {status} 1\n"),
+        _ => format!(
+            "{WEST_OPTIONS}{west_options}status {status} 1\n{}",
+            snippet()
+        ),
     };
     let config = vpn::hub(&HubOptions {
         name,
@@ -669,6 +693,25 @@ fn start_hub(
         more: &more,
     });
     OpenVpn::start(hub, folder.path(), &config, CONNECTED)
+}
+
+/// What m2u prints for a hub, so that devices ask at its address.
+fn snippet() -> String {
+    let server = gateway::server("m2u", "http://192.0.2.1");
+    let account = gateway::account("acme", &server, &[]);
+    let printed = gateway::run_to_end(
+        &format!("{}{account}", gateway::PREAMBLE),
+        &[
+            "dns",
+            "snippet",
+            "--format",
+            "openvpn",
+            "--server",
+            "10.10.0.1",
+        ],
+    );
+    assert!(printed.status.success(), "{printed:?}");
+    String::from_utf8(printed.stdout).unwrap()
 }
 
 /// m2u's: a listener for each hub; devices without addresses.
