@@ -332,6 +332,33 @@ mod tests {
     }
 
     #[test]
+    fn clients_of_one_name_are_told_apart_by_where_they_are_or_not_at_all() {
+        let second = |address: &str, since: &str| {
+            let text = "CLIENT_LIST\ta\t172.31.1.2:34391";
+            let line = STATUS.lines().find(|line| line.starts_with(text));
+            let line = line.expect("a client").replace("172.31.1.2:34391", address);
+            let line = line.replace("1795705817", since);
+            let text = STATUS.replace("HEADER\tROUTING", &format!("{line}\nHEADER\tROUTING"));
+            let route = format!("ROUTING_TABLE\t10.8.0.9\ta\t{address}\tx\t1\nGLOBAL_STATS");
+            claims_of(&text.replace("GLOBAL_STATS", &route)).0
+        };
+        let claims = second("172.31.1.2:40000", "1795705900");
+        for claim in [
+            "10.8.0.2/32 a@1795705817 press-07",
+            "10.8.0.9/32 a@1795705900 press-07",
+        ] {
+            assert!(claims.iter().any(|known| known == claim), "{claims:?}");
+        }
+        let claims = second("172.31.1.2:34391", "1795705900");
+        let of_a = claims.iter().filter(|claim| claim.contains(" a@"));
+        assert_eq!(of_a.count(), 0, "{claims:?}");
+        assert!(
+            claims.iter().any(|known| known == "10.8.0.2/32 ? ?"),
+            "{claims:?}"
+        );
+    }
+
+    #[test]
     fn a_cached_host_is_told_of_where_it_is_not_its_networks() {
         let (before, _) = claims_of(STATUS);
         // What is claimed beside, but for the network itself.
