@@ -3,8 +3,9 @@
 //! A source says whose an address is: that is a [`claim`]. [`claims`] are all of them, and what
 //! follows for each network, over the [`directory`] of the configuration's devices; [`table`] is how
 //! they change. [`feed`] is the Unix socket that sources write to, in the words of
-//! [`protocol`], whose `names` stand for something here; [`openvpn`] has what hubs say of their
-//! clients. [`journal`] remembers leases over a restart. [`registry`] puts it together.
+//! [`protocol`], whose `names` stand for something here; users share its [`seats`], and [`watch`]
+//! bounds what waits for those who only listen. [`openvpn`] has what hubs say of their clients.
+//! [`journal`] remembers leases over a restart. [`registry`] puts it together.
 
 pub mod claim;
 pub mod claims;
@@ -15,4 +16,6 @@ mod names;
 pub mod openvpn;
 pub mod protocol;
 pub mod registry;
+pub mod seats;
 pub mod table;
+pub mod watch;

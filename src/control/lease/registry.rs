@@ -12,10 +12,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     claim::{Lease, Offer, Place, Refused, UnixMs},
@@ -26,6 +23,7 @@ use super::{
     openvpn::{poll::Heard, report::HubReport},
     protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
     table::{Commit, LeaseTable},
+    watch::Watchers,
 };
 use crate::{
     config::settings::{Hub, Leases, Listen},
@@ -43,8 +41,7 @@ pub struct Registry {
     names: Names,
     feed: Option<Feed>,
     journal: Option<Journal>,
-    /// Where each watching connection gets its events.
-    watchers: Vec<mpsc::Sender<Arc<[u8]>>>,
+    watchers: Watchers,
     unconfirmed: Duration,
     alive: Instant,
     counts: Counts,
@@ -113,7 +110,7 @@ impl Registry {
             names,
             feed: None,
             journal: None,
-            watchers: Vec::new(),
+            watchers: Watchers::new(limits::WATCH_BYTES_MAX),
             unconfirmed: settings.unconfirmed,
             alive: Instant::now(),
             counts: Counts::default(),
@@ -122,10 +119,8 @@ impl Registry {
         registry.table.adopt(directory, fixed);
         let mut news = Vec::new();
         if let Some(path) = &settings.socket {
-            let own = nix::unistd::geteuid().as_raw();
-            let mut users = vec![0, own];
-            users.extend(settings.users.iter().map(|user| user.uid));
-            let feed = Feed::listen(path, users);
+            let users = settings.users.iter().map(|user| user.uid);
+            let feed = Feed::listen(path, users.collect());
             let feed = feed.map_err(|error| RegistryError::Socket(path.clone(), error))?;
             registry.feed = Some(feed);
         }
@@ -247,10 +242,11 @@ impl Registry {
     /// What has been counted, as words of the line that SIGUSR1 asks for.
     pub fn counts(&self) -> String {
         format!(
-            "leases={} lease_changes={} lease_refused={}",
+            "leases={} lease_changes={} lease_refused={} lease_watchers_lost={}",
             self.table.len(),
             self.counts.changes,
-            self.counts.refused
+            self.counts.refused,
+            self.watchers.lost(),
         )
     }
 
@@ -390,9 +386,7 @@ impl Registry {
                 },
                 (Answer::List, Job::Single(request)) => self.list(request, &mut text),
                 (Answer::Watch, Job::Single(request)) => {
-                    let (sender, receiver) = mpsc::channel(limits::WATCH_BATCHES_MAX);
-                    self.watchers.push(sender);
-                    events = Some(receiver);
+                    events = Some(self.watchers.admit());
                     Reply::done(request.id, revision)
                 }
                 _ => continue,
@@ -504,7 +498,7 @@ impl Registry {
             return;
         }
         self.alive = Instant::now() + limits::JOURNAL_ALIVE;
-        self.watchers.retain(|watcher| !watcher.is_closed());
+        self.watchers.forget_gone();
         let alive = self.alive_now();
         let Some(journal) = &mut self.journal else {
             return;
@@ -602,10 +596,12 @@ impl Registry {
             // No map in it has keys that could be no text.
             let _ = serde_json::to_writer(&mut text, &event);
             text.push(b'\n');
+            if text.len() > limits::WATCH_BYTES_MAX as usize {
+                // Nobody will hear of it: the rest need not be written.
+                break;
+            }
         }
-        let text: Arc<[u8]> = text.into();
-        self.watchers
-            .retain(|watcher| watcher.try_send(Arc::clone(&text)).is_ok());
+        self.watchers.tell(&text);
     }
 }
 
