@@ -30,6 +30,8 @@ pub const POOL_PER_CORE_MAX: usize = 4_096;
 
 /// Bytes of a line that a feed may send.
 pub const FEED_LINE_BYTES_MAX: usize = 4_096;
+/// Addresses of a line.
+pub const FEED_ADDRESSES_MAX: usize = 16;
 /// Requests of one feed that take effect together at most.
 pub const FEED_BATCH_MAX: usize = 16;
 /// Bytes of replies that a feed may leave unread before no more of its requests are read.

@@ -82,9 +82,9 @@ fn a_watcher_that_falls_behind_is_cut_off_and_no_other() {
     let reason = word["reason"].as_str().unwrap();
     assert!(reason.contains("list, then watch again"), "{reason}");
     assert!(slow.is_closed());
-    // Whoever does not even read that is not waited for.
+    // Whoever does not even read that is not waited for. Each connection has two descriptors.
     wait_until("the one that is stuck to be closed", || {
-        gateway.descriptors() <= descriptors - 2
+        gateway.descriptors() <= descriptors - 4
     });
     // The third one goes on; until a change is larger than anything that may wait.
     assert_eq!(lost(), 2);
@@ -213,5 +213,86 @@ sys.stdin.read()
     lease(&gateway, "list").done();
     drop(other.stdin.take());
     assert!(other.wait().unwrap().success());
+    gateway.stop();
+}
+
+/// What a hub's hook says of a client with two addresses.
+fn both(first: &str, second: &str) -> String {
+    PRESS.replace(
+        "\"address\":\"127.0.0.7\"",
+        &format!("\"addresses\":[\"{first}\",\"{second}\"]"),
+    )
+}
+
+#[test]
+fn several_addresses_of_a_line_are_taken_in_or_none() {
+    let gateway = gateway("");
+    let mut feed = connect(&gateway);
+    let other = PRESS.replace("press-07", "press-08");
+    feed.done(&other.replace("127.0.0.7", "fd00::8"));
+    let reason = feed.refused(&both("127.0.0.7", "fd00::8"), "conflict");
+    assert!(reason.contains("\"press-08\""), "{reason}");
+    feed.refused(&both("127.0.0.7", "127.0.0.7"), "repeated");
+    let address = "127.0.0.7";
+    for (line, words) in [
+        (both(address, "127.0.0"), "neither an address nor"),
+        (
+            PRESS.replace("\"address\"", "\"addresses\":[],\"session\""),
+            "or up to 16 addresses",
+        ),
+        (
+            PRESS.replace("\"address\"", "\"addresses\":[\"127.0.0.9\"],\"address\""),
+            "or up to 16 addresses",
+        ),
+        (
+            both(address, "127.0.0.9").replace("\"add\"", "\"release\""),
+            "an add's alone",
+        ),
+        (
+            format!("{{\"op\":\"list\",\"addresses\":[\"{address}\"]}}"),
+            "an add's alone",
+        ),
+    ] {
+        let reason = feed.refused(&line, "malformed");
+        assert!(reason.contains(words), "{line}: {reason}");
+    }
+    assert_eq!(feed.leases(), ["fd00::8 press-08 confirmed"]);
+    feed.done(&both(address, "fd00::7"));
+    assert_eq!(feed.leases().len(), 3);
+    // As people say it.
+    let add = "add 127.0.0.9 fd00::9 --account acme --device";
+    lease(&gateway, &format!("{add} press-09")).done();
+    lease(
+        &gateway,
+        "add 127.0.0.10 fd00::9 --account acme --device press-07",
+    )
+    .refused("press-09");
+    assert_eq!(feed.leases().len(), 5);
+    gateway.stop();
+}
+
+#[test]
+fn whoever_has_given_up_leases_nothing_later() {
+    let gateway = gateway("");
+    let mut feed = connect(&gateway);
+    feed.done(&PRESS.replace("127.0.0.7", "127.0.0.9"));
+    // The gateway stands still while a hook asks, waits in vain, and is gone.
+    gateway.signal("STOP");
+    let set = "{\"op\":\"sync\",\"source\":\"set\"}\n{\"op\":\"commit\"}";
+    let release = r#"{"op":"release","source":"vpn","address":"127.0.0.9"}"#;
+    for line in [PRESS, &both("127.0.0.8", "fd00::8"), set, release] {
+        connect(&gateway).send(format!("{line}\n"));
+    }
+    // Another has said all that it had to say, and waits for the reply.
+    let mut patient = connect(&gateway);
+    patient.send(format!("{}\n", PRESS.replace("127.0.0.7", "127.0.0.10")));
+    patient.finish();
+    gateway.signal("CONT");
+    assert_eq!(patient.next()["ok"], true);
+    assert!(patient.is_closed());
+    wait_until("the release", || gateway.counts()["leases"] == 1);
+    wait_until("the others", || gateway.counts()["lease_given_up"] == 3);
+    assert_eq!(feed.leases(), ["127.0.0.10 press-07 confirmed"]);
+    assert_eq!(gateway.counts()["lease_refused"], 0);
     gateway.stop();
 }

@@ -5,13 +5,18 @@
 
 use std::{
     fs, io, mem,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileTypeExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     pin::pin,
+    sync::Arc,
     thread,
 };
 
 use memchr::memchr_iter;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -38,8 +43,25 @@ const RECEIVE_BYTES: usize = 65_536;
 pub struct Batch {
     /// At least one.
     pub jobs: Vec<Job>,
+    /// Who asks.
+    pub peer: Peer,
     /// Where the replies go.
     pub reply: oneshot::Sender<Outcome>,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer(Arc<OwnedFd>);
+
+impl Peer {
+    /// Whether it has closed the connection, and waits for no reply. One that has only said that no
+    /// more will come is still there.
+    pub fn is_gone(&self) -> bool {
+        let mut asked = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let is_told = poll(&mut asked, PollTimeout::ZERO).is_ok();
+        let told = asked[0].revents().unwrap_or(PollFlags::empty());
+        is_told && told.contains(PollFlags::POLLHUP)
+    }
 }
 
 /// One request, whole.
@@ -58,6 +80,17 @@ pub enum Job {
     },
     /// A line that is no request; its reply is there already.
     Refused(Reply),
+}
+
+impl Job {
+    /// Whether it could give an address to a device.
+    pub fn leases(&self) -> bool {
+        match self {
+            Self::Single(request) => request.op == Some(Op::Add),
+            Self::Sync { .. } => true,
+            Self::Refused(_) => false,
+        }
+    }
 }
 
 /// What comes back.
@@ -202,11 +235,16 @@ async fn accept(
 }
 
 async fn serve(stream: UnixStream, batches: mpsc::Sender<Batch>, seat: Seat) {
+    let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+        // Descriptors have run out.
+        return;
+    };
     let (reader, writer) = stream.into_split();
     let mut connection = Connection {
         reader,
         writer,
         seat,
+        peer: Peer(Arc::new(socket)),
         batches,
         received: Vec::new(),
         replies: Vec::new(),
@@ -230,6 +268,7 @@ struct Connection {
     reader: OwnedReadHalf,
     writer: OwnedWriteHalf,
     seat: Seat,
+    peer: Peer,
     batches: mpsc::Sender<Batch>,
     received: Vec<u8>,
     /// Replies that have not been taken yet.
@@ -314,7 +353,9 @@ impl Connection {
     /// Has `jobs` done; `None` once the gateway is ending.
     async fn ask(&self, jobs: Vec<Job>) -> Option<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        self.batches.send(Batch { jobs, reply }).await.ok()?;
+        let peer = self.peer.clone();
+        let batch = Batch { jobs, peer, reply };
+        self.batches.send(batch).await.ok()?;
         outcome.await.ok()
     }
 

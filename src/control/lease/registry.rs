@@ -52,6 +52,7 @@ pub struct Registry {
 struct Counts {
     changes: u64,
     refused: u64,
+    given_up: u64,
 }
 
 /// What there is to do.
@@ -242,22 +243,31 @@ impl Registry {
     /// What has been counted, as words of the line that SIGUSR1 asks for.
     pub fn counts(&self) -> String {
         format!(
-            "leases={} lease_changes={} lease_refused={} lease_watchers_lost={}",
+            "leases={} lease_changes={} lease_refused={} lease_given_up={} lease_watchers_lost={}",
             self.table.len(),
             self.counts.changes,
             self.counts.refused,
+            self.counts.given_up,
             self.watchers.lost(),
         )
     }
 
-    /// Takes a batch's changes in, and notes what will be answered.
+    /// Takes a batch's changes in, and notes what will be answered. Of one whose sender is gone only
+    /// what ends leases: it has given up, and may have told others that nothing was leased.
     fn take(&mut self, batch: Batch, done: &mut Vec<(Batch, Vec<Answer>)>) {
+        let is_given_up = batch.peer.is_gone();
         let jobs = batch.jobs.iter().enumerate();
         let mut is_over = false;
         let answers = jobs.map_while(|(position, job)| {
             feed::give_way(position);
             // Behind a request to watch, nothing would be answered.
-            let answer = (!is_over).then(|| self.perform(job));
+            let answer = (!is_over).then(|| match is_given_up && job.leases() {
+                true => {
+                    self.counts.given_up += 1;
+                    Answer::Nobody
+                }
+                false => self.perform(job),
+            });
             is_over = matches!(answer, Some(Answer::Watch));
             answer
         });
@@ -298,8 +308,8 @@ impl Registry {
 
     fn add(&mut self, request: &Request) -> Result<(), Fault> {
         let source = names::source(request)?;
-        let offer = self.names.offer(request, now())?;
-        let added = self.table.add(source, request.epoch, &offer);
+        let offers = self.names.offers(request, now())?;
+        let added = self.table.add_all(source, request.epoch, &offers);
         added.map_err(refused)
     }
 
@@ -615,6 +625,8 @@ enum Answer {
     },
     List,
     Watch,
+    /// Whoever asked is gone.
+    Nobody,
 }
 
 fn refused(refused: Refused) -> Fault {
