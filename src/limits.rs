@@ -30,6 +30,8 @@ pub const POOL_PER_CORE_MAX: usize = 4_096;
 
 /// Bytes of a line that a feed may send.
 pub const FEED_LINE_BYTES_MAX: usize = 4_096;
+/// Addresses of a line.
+pub const FEED_ADDRESSES_MAX: usize = 16;
 /// Requests of one feed that take effect together at most.
 pub const FEED_BATCH_MAX: usize = 16;
 /// Bytes of replies that a feed may leave unread before no more of its requests are read.
@@ -39,8 +41,18 @@ pub const FEED_REPLIES_BYTES_MAX: usize = 4_194_304;
 pub const FEED_TURN: usize = 4;
 /// Connections to the feed's socket at a time.
 pub const FEED_CONNECTIONS_MAX: usize = 64;
-/// Changes that wait for whoever watches leases; who is slower than that is cut off.
-pub const WATCH_BATCHES_MAX: usize = 1_024;
+/// Those of one user.
+pub const FEED_CONNECTIONS_PER_USER_MAX: usize = 32;
+/// Those that only root and the user that the gateway runs as may have.
+pub const FEED_CONNECTIONS_KEPT_FOR_OWNERS: usize = 8;
+/// Connections that watch leases.
+pub const FEED_WATCHES_MAX: usize = 32;
+/// Those of one user: others of the same user always have room.
+pub const FEED_WATCHES_PER_USER_MAX: usize = 16;
+/// Bytes of changes that wait for whoever watches leases; who is slower than that is cut off.
+pub const WATCH_BYTES_MAX: u32 = 4_194_304;
+/// How long whoever is cut off may take to read why.
+pub const FEED_LAST_WORDS: Duration = Duration::from_secs(10);
 /// Bytes of a source's name or a session's.
 pub const LEASE_WORD_BYTES_MAX: usize = 256;
 /// Bytes below which a journal is not written anew.

@@ -381,32 +381,6 @@ fn only_users_that_are_named_may_speak() {
 }
 
 #[test]
-fn more_connections_than_there_may_be_are_told_so() {
-    let upstream = Upstream::echo();
-    let (gateway, feed) = gateway(&upstream);
-    let mut feeds = vec![feed];
-    while feeds.len() < limits::FEED_CONNECTIONS_MAX {
-        let mut feed = connect(&gateway);
-        // Taken in before the next one comes.
-        feed.done(PRESS);
-        feeds.push(feed);
-    }
-    let mut one_more = connect(&gateway);
-    assert_eq!(one_more.next()["error"], "busy");
-    assert!(one_more.is_closed());
-    lease(&gateway, "list").refused("too many feeds are connected");
-    // As soon as one goes, there is room.
-    drop(feeds.pop());
-    wait_until("room for one more", || {
-        let outcome = lease(&gateway, "list");
-        outcome.code == Some(0)
-    });
-    for feed in &mut feeds {
-        feed.done(PRESS);
-    }
-}
-
-#[test]
 fn the_socket_of_a_crash_is_replaced_and_a_live_one_is_not() {
     let upstream = Upstream::echo();
     let (first, _) = gateway(&upstream);

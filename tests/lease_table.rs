@@ -518,3 +518,124 @@ fn as_many_scopes_as_there_may_be_know_of_conflicts() {
     table.add("south", None, &scoped).expect("free");
     assert!(table.add("vpn", None, &offer("10.0.0.2", "mill")).is_err());
 }
+
+/// A table with room for three leases, which `vpn` has, and a fourth device.
+fn full() -> LeaseTable {
+    let mut table = LeaseTable::with_room_for(3, 2);
+    let (directory, fixed) = devices(&fleet());
+    table.adopt(directory, fixed);
+    table.advance(1_000);
+    for (address, device) in [
+        ("10.0.0.2", "mill"),
+        ("10.0.0.3", "mill"),
+        ("10.0.0.4", "saw"),
+    ] {
+        let added = table.add("vpn", Some(1), &offer(address, device));
+        added.expect("room");
+    }
+    table.commit();
+    table
+}
+
+#[test]
+fn no_more_leases_fit_than_there_may_be() {
+    let mut table = full();
+    for source in ["vpn", "manual"] {
+        let one_more = table.add(source, None, &offer("10.0.0.5", "mill"));
+        assert_eq!(one_more, Err(Refused::Full(3)));
+        // Nor what is another source's already: it would be one more.
+        let same = table.add(source, None, &offer("10.0.0.2", "mill"));
+        assert_eq!(same.is_ok(), source == "vpn");
+    }
+    let set = ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6"].map(|at| offer(at, "mill"));
+    let (at, refused) = table.sync("vpn", None, &set).expect_err("four");
+    assert_eq!((at, refused), (None, Refused::Full(3)));
+    let (_, refused) = table
+        .sync("manual", None, &set[2..3])
+        .expect_err("a fourth");
+    assert_eq!(refused, Refused::Full(3));
+    let refused = reconcile(&mut table, "hub", 2_000, &set[2..]);
+    assert_eq!(refused, [Refused::Full(3), Refused::Full(3)]);
+    // Two that are one too many: neither is taken in.
+    let released = table.release("vpn", None, place(0, "10.0.0.4"), None);
+    released.expect("its own");
+    let refused = table.add_all("vpn", None, &set[2..]);
+    assert_eq!(refused, Err(Refused::Full(3)));
+    assert_eq!(table.len(), 2);
+    table.add_all("vpn", None, &set[1..3]).expect("one is new");
+    assert_eq!(table.len(), 3);
+}
+
+#[test]
+fn where_no_more_fit_leases_are_renewed_moved_and_replaced() {
+    let mut table = full();
+    let renewed = Offer {
+        session: "second",
+        ..offer("10.0.0.2", "mill")
+    };
+    table.add("vpn", None, &renewed).expect("its own");
+    let moved = Offer {
+        replace: true,
+        ..offer("10.0.0.2", "saw")
+    };
+    table.add("vpn", None, &moved).expect("its own");
+    assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("saw3".to_owned()));
+    // A source may say all again, whether it has more than half of the room or not.
+    let set = ["10.0.0.2", "10.0.0.5", "10.0.0.6"].map(|at| offer(at, "mill"));
+    table.sync("vpn", None, &set).expect("as many");
+    assert_eq!(whose(&mut table, 0, "10.0.0.6"), Ok("mill2".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.4"), Err(Unknown::NoLease));
+    // A new run ends what was there, and has its room.
+    let anew = ["10.0.0.7", "10.0.0.8", "10.0.0.9", "10.0.0.10"].map(|at| offer(at, "saw"));
+    let refused = table.add_all("vpn", Some(2), &anew);
+    assert_eq!(refused, Err(Refused::Full(3)));
+    assert_eq!(whose(&mut table, 0, "10.0.0.6"), Ok("mill2".to_owned()));
+    table.add_all("vpn", Some(2), &anew[..3]).expect("room");
+    assert_eq!(table.len(), 3);
+    assert_eq!(whose(&mut table, 0, "10.0.0.9"), Ok("saw3".to_owned()));
+    let refused = table.add("vpn", Some(2), &anew[3]);
+    assert_eq!(refused, Err(Refused::Full(3)), "the run goes on");
+    table.sync("vpn", Some(3), &set).expect("a new run");
+    assert_eq!(table.len(), 3);
+    // So has what a report no longer has.
+    reconcile(&mut table, "vpn", 1_500, &anew[..3]);
+    assert_eq!(table.len(), 3);
+    assert_eq!(whose(&mut table, 0, "10.0.0.8"), Ok("saw3".to_owned()));
+    assert_eq!(whose(&mut table, 0, "10.0.0.5"), Err(Unknown::NoLease));
+}
+
+#[test]
+fn several_addresses_are_taken_in_or_none() {
+    let mut table = table();
+    table
+        .add("vpn", Some(5), &offer("10.0.0.9", "saw"))
+        .expect("free");
+    table.commit();
+    let both = |other: Offer<'static>| [offer("10.0.0.2", "mill"), other];
+    for (other, token) in [
+        (offer("10.0.0.1", "mill"), "conflict"),
+        (offer("10.0.0.9", "mill"), "conflict"),
+        (offer("10.0.0.2", "mill"), "repeated"),
+        (offer("fd00::2", "lathe"), "unknown_device"),
+        (
+            Offer {
+                expires: Some(1_000),
+                ..offer("fd00::2", "mill")
+            },
+            "expired",
+        ),
+    ] {
+        // Nor does a run begin, which would let an earlier address go.
+        let refused = table.add_all("vpn", Some(5), &both(other));
+        assert_eq!(refused.expect_err("a bad one").token(), token);
+        assert!(table.commit().is_none());
+    }
+    let refused = table.add_all("vpn", Some(6), &both(offer("10.0.0.1", "mill")));
+    assert!(refused.is_err() && table.commit().is_none());
+    let taken = table.add_all("vpn", Some(6), &both(offer("fd00::2", "mill")));
+    taken.expect("both are free");
+    for address in ["10.0.0.2", "fd00::2"] {
+        assert_eq!(whose(&mut table, 0, address), Ok("mill2".to_owned()));
+    }
+    assert_eq!(whose(&mut table, 0, "10.0.0.9"), Err(Unknown::NoLease));
+}

@@ -39,6 +39,11 @@ class Feed:
         lease = {"address": address, "account": account, "device": device, **more}
         return self.ask({"op": "add", "source": self.source, **lease})["revision"]
 
+    def add_each(self, addresses, account, device, **more):
+        """Likewise with several addresses of one device: all of them, or none."""
+        lease = {"addresses": addresses, "account": account, "device": device, **more}
+        return self.ask({"op": "add", "source": self.source, **lease})["revision"]
+
     def release(self, address, **more):
         """It does so no longer. `more`: session or any_session, epoch, scope."""
         request = {"op": "release", "source": self.source, "address": address, **more}
@@ -100,7 +105,13 @@ class Feed:
         return self.check(self.receive())
 
     def receive(self):
-        line = self.lines.readline()
+        try:
+            line = self.lines.readline()
+        except TimeoutError:
+            # Whoever gives up says so by closing: what has not been done by now is not done later.
+            self.lines.close()
+            self.socket.close()
+            raise
         if not line.endswith("\n"):
             raise ConnectionError("m2u has closed the connection")
         return json.loads(line)

@@ -86,9 +86,10 @@ struct Gateway {
 
 #[derive(Debug, Args)]
 struct Add {
-    /// Address or prefix that speaks for the device, such as 10.8.0.7 or 192.168.7.0/24
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = config::network)]
-    network: IpNet,
+    /// Address or prefix that speaks for the device, such as 10.8.0.7 or 192.168.7.0/24; of several,
+    /// all are added or none
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = config::network, required = true)]
+    networks: Vec<IpNet>,
 
     /// Ref of the device's account
     #[arg(long, value_name = "REF", requires = "device", value_parser = config::identity_value)]
@@ -306,9 +307,17 @@ impl Gateway {
 
 impl Add {
     fn execute(self) -> Result<(), String> {
+        let (address, addresses) = match self.networks[..] {
+            [network] => (Some(protocol::written(network)), None),
+            ref networks => {
+                let addresses = networks.iter().map(|network| protocol::written(*network));
+                (None, Some(addresses.collect()))
+            }
+        };
         let request = Request {
             op: Some(Op::Add),
-            address: Some(protocol::written(self.network)),
+            address,
+            addresses,
             account: self.account,
             device: self.device,
             common_name: self.common_name,

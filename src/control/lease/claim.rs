@@ -5,7 +5,7 @@ use std::fmt;
 use ipnet::IpNet;
 
 use super::directory::DeviceId;
-use crate::{limits, snapshot::scope::Scope};
+use crate::snapshot::scope::Scope;
 
 /// Milliseconds since 1970-01-01 (UTC), by the system's clock.
 pub type UnixMs = u64;
@@ -142,8 +142,8 @@ pub enum Refused {
     Expired,
     /// The name is the configuration's own, too long, or one too many.
     Source(&'static str),
-    /// There are as many leases as there may be.
-    Full,
+    /// There are as many leases as there may be; so many.
+    Full(usize),
 }
 
 impl Refused {
@@ -159,7 +159,7 @@ impl Refused {
             Self::OtherSession(_) => "other_session",
             Self::Expired => "expired",
             Self::Source(_) => "source",
-            Self::Full => "full",
+            Self::Full(_) => "full",
         }
     }
 }
@@ -213,7 +213,10 @@ impl fmt::Display for Refused {
             }
             Self::Expired => f.write_str("it would end at once; give it more time"),
             Self::Source(why) => f.write_str(why),
-            Self::Full => write!(f, "there are {} leases; no more fit", limits::LEASES_MAX),
+            Self::Full(leases_max) => write!(
+                f,
+                "no more than {leases_max} leases fit; end some that nobody needs"
+            ),
         }
     }
 }

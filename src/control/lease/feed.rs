@@ -5,24 +5,34 @@
 
 use std::{
     fs, io, mem,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     thread,
 };
 
 use memchr::memchr_iter;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::timeout,
 };
 
-use super::protocol::{self, Op, Reply, Request};
+use super::{
+    protocol::{self, Op, Reply, Request},
+    seats::{Seat, Seats},
+    watch::Events,
+};
 use crate::limits;
 
 /// Bytes that one receive takes at most.
@@ -33,8 +43,25 @@ const RECEIVE_BYTES: usize = 65_536;
 pub struct Batch {
     /// At least one.
     pub jobs: Vec<Job>,
+    /// Who asks.
+    pub peer: Peer,
     /// Where the replies go.
     pub reply: oneshot::Sender<Outcome>,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer(Arc<OwnedFd>);
+
+impl Peer {
+    /// Whether it has closed the connection, and waits for no reply. One that has only said that no
+    /// more will come is still there.
+    pub fn is_gone(&self) -> bool {
+        let mut asked = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let is_told = poll(&mut asked, PollTimeout::ZERO).is_ok();
+        let told = asked[0].revents().unwrap_or(PollFlags::empty());
+        is_told && told.contains(PollFlags::POLLHUP)
+    }
 }
 
 /// One request, whole.
@@ -55,13 +82,24 @@ pub enum Job {
     Refused(Reply),
 }
 
+impl Job {
+    /// Whether it could give an address to a device.
+    pub fn leases(&self) -> bool {
+        match self {
+            Self::Single(request) => request.op == Some(Op::Add),
+            Self::Sync { .. } => true,
+            Self::Refused(_) => false,
+        }
+    }
+}
+
 /// What comes back.
 #[derive(Debug)]
 pub struct Outcome {
     /// Lines to send.
     pub text: Vec<u8>,
-    /// Lines to send from now on, if the connection watches.
-    pub events: Option<mpsc::Receiver<Arc<[u8]>>>,
+    /// What to send from now on, if the connection watches.
+    pub events: Option<Events>,
 }
 
 /// A listening socket; its file goes when this is dropped.
@@ -89,12 +127,13 @@ impl Feed {
     /// The socket cannot be made; one that another process listens on is left alone. Nor is it made
     /// where others could put a socket of theirs in its place.
     pub fn listen(path: &Path, users: Vec<u32>) -> io::Result<Self> {
-        check_folder(path)?;
+        let owners = vec![0, nix::unistd::geteuid().as_raw()];
+        check_folder(path, &owners)?;
         remove_abandoned(path)?;
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
         let (sender, batches) = mpsc::channel(limits::FEED_CONNECTIONS_MAX);
-        let accepting = tokio::spawn(accept(listener, users, sender));
+        let accepting = tokio::spawn(accept(listener, owners, users, sender));
         Ok(Self {
             path: path.to_owned(),
             accepting,
@@ -117,21 +156,27 @@ impl Feed {
     }
 }
 
-fn check_folder(path: &Path) -> io::Result<()> {
+/// Whether nobody but `owners` can put another socket in the place of one at `path`.
+fn check_folder(path: &Path, owners: &[u32]) -> io::Result<()> {
     const OTHERS_WRITE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    let mode = fs::metadata(folder)?.permissions().mode();
-    if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "others may write to its folder, and put a socket of theirs there; take that right away",
-        ));
-    }
-    Ok(())
+    let folder = fs::metadata(folder)?;
+    let mode = folder.permissions().mode();
+    let reason = match () {
+        () if !owners.contains(&folder.uid()) => {
+            "its folder is another user's, who could put a socket of theirs there; let it be root's, \
+             or this user's"
+        }
+        () if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 => {
+            "others may write to its folder, and put a socket of theirs there; take that right away"
+        }
+        () => return Ok(()),
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
 }
 
 /// Removes a socket that nobody listens on, as a crash leaves it.
@@ -158,24 +203,32 @@ fn remove_abandoned(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn accept(listener: UnixListener, users: Vec<u32>, batches: mpsc::Sender<Batch>) {
-    let room = Arc::new(Semaphore::new(limits::FEED_CONNECTIONS_MAX));
+async fn accept(
+    listener: UnixListener,
+    owners: Vec<u32>,
+    users: Vec<u32>,
+    batches: mpsc::Sender<Batch>,
+) {
+    let seats = Seats::new(owners.clone());
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
             // Descriptors have run out: others need time to give some back.
             tokio::time::sleep(limits::ACCEPT_PAUSE_CEILING).await;
             continue;
         };
-        let is_allowed = stream
-            .peer_cred()
-            .is_ok_and(|peer| users.contains(&peer.uid()));
-        let refused = match (is_allowed, Arc::clone(&room).try_acquire_owned()) {
-            (true, Ok(permit)) => {
-                tokio::spawn(serve(stream, batches.clone(), permit));
+        let user = stream.peer_cred().ok().map(|peer| peer.uid());
+        let user = user.filter(|user| owners.contains(user) || users.contains(user));
+        let refused = match user.map(|user| seats.take(user)) {
+            Some(Some(seat)) => {
+                tokio::spawn(serve(stream, batches.clone(), seat));
                 continue;
             }
-            (true, Err(_)) => Reply::refused(None, "busy", "too many feeds are connected"),
-            (false, _) => Reply::refused(
+            Some(None) => Reply::refused(
+                None,
+                "busy",
+                "too many feeds are connected, and none is idle; close some",
+            ),
+            None => Reply::refused(
                 None,
                 "denied",
                 "this user may not change leases; add it to leases.users",
@@ -187,11 +240,17 @@ async fn accept(listener: UnixListener, users: Vec<u32>, batches: mpsc::Sender<B
     }
 }
 
-async fn serve(stream: UnixStream, batches: mpsc::Sender<Batch>, _permit: OwnedSemaphorePermit) {
+async fn serve(stream: UnixStream, batches: mpsc::Sender<Batch>, seat: Seat) {
+    let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+        // Descriptors have run out.
+        return;
+    };
     let (reader, writer) = stream.into_split();
     let mut connection = Connection {
         reader,
         writer,
+        seat,
+        peer: Peer(Arc::new(socket)),
         batches,
         received: Vec::new(),
         replies: Vec::new(),
@@ -214,6 +273,8 @@ struct Set {
 struct Connection {
     reader: OwnedReadHalf,
     writer: OwnedWriteHalf,
+    seat: Seat,
+    peer: Peer,
     batches: mpsc::Sender<Batch>,
     received: Vec<u8>,
     /// Replies that have not been taken yet.
@@ -238,13 +299,22 @@ impl Connection {
                 is_over = self.exchange(has_jobs).await?;
             }
             if events.is_some() || is_over {
-                let replies = mem::take(&mut self.replies);
-                self.writer.write_all(&replies).await?;
+                self.finish_replies().await?;
                 return match events {
                     Some(events) => self.watch(events).await,
                     None => Ok(()),
                 };
             }
+        }
+    }
+
+    /// Sends the replies that are left.
+    async fn finish_replies(&mut self) -> io::Result<()> {
+        let replies = mem::take(&mut self.replies);
+        self.seat.rest();
+        tokio::select! {
+            sent = self.writer.write_all(&replies) => sent,
+            () = self.seat.lost() => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 
@@ -263,16 +333,35 @@ impl Connection {
             return Ok(false);
         }
         self.received.reserve(RECEIVE_BYTES);
-        tokio::select! {
-            received = self.reader.read_buf(&mut self.received), if has_room => Ok(received? == 0),
-            writable = self.writer.writable(), if !self.replies.is_empty() => writable.map(|()| false),
+        self.seat.rest();
+        let is_over = tokio::select! {
+            received = self.reader.read_buf(&mut self.received), if has_room => received? == 0,
+            writable = self.writer.writable(), if !self.replies.is_empty() => {
+                writable?;
+                false
+            }
+            () = self.seat.lost() => return Err(self.give_way()),
+        };
+        self.seat.work();
+        Ok(is_over)
+    }
+
+    /// Says that another connection needs the seat, unless earlier words wait to be read.
+    fn give_way(&self) -> io::Error {
+        let reason = "another connection needed its place while it was idle; connect again";
+        let idle = Reply::refused(None, "idle", reason);
+        if self.replies.is_empty() {
+            let _ = self.writer.try_write(&line(&idle));
         }
+        io::ErrorKind::TimedOut.into()
     }
 
     /// Has `jobs` done; `None` once the gateway is ending.
     async fn ask(&self, jobs: Vec<Job>) -> Option<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        self.batches.send(Batch { jobs, reply }).await.ok()?;
+        let peer = self.peer.clone();
+        let batch = Batch { jobs, peer, reply };
+        self.batches.send(batch).await.ok()?;
         outcome.await.ok()
     }
 
@@ -349,6 +438,9 @@ impl Connection {
             (Some(_), Some(_)) => {
                 self.refuse(out_of_order("stands within a sync; commit that first"))
             }
+            (Some(Op::Watch), None) if !self.seat.watch() => {
+                self.refuse(Reply::refused(id, "busy", "too many watch; end some"))
+            }
             (Some(_), None) => Some(Job::Single(request)),
         }
     }
@@ -371,24 +463,37 @@ impl Connection {
     }
 
     /// Sends events until either side goes.
-    async fn watch(&mut self, mut events: mpsc::Receiver<Arc<[u8]>>) -> io::Result<()> {
-        let mut ignored = [0; 512];
-        loop {
-            tokio::select! {
-                event = events.recv() => match event {
-                    Some(lines) => self.writer.write_all(&lines).await?,
-                    None => {
-                        let lost = "changes came faster than they were read; watch again";
-                        let lost = Reply::refused(None, "lost", lost);
-                        return self.writer.write_all(&line(&lost)).await;
-                    }
-                },
-                received = self.reader.read(&mut ignored) => if received? == 0 {
-                    return Ok(());
-                },
+    async fn watch(&mut self, events: Events) -> io::Result<()> {
+        tokio::select! {
+            told = tell(&mut self.writer, events) => told,
+            ended = until_end(&mut self.reader) => ended,
+        }
+    }
+}
+
+/// Sends events until too much waits; says so then, if it is read soon.
+async fn tell(writer: &mut OwnedWriteHalf, mut events: Events) -> io::Result<()> {
+    while let Some(news) = events.next().await {
+        let mut sending = pin!(writer.write_all(&news));
+        tokio::select! {
+            sent = &mut sending => sent?,
+            () = events.lost() => {
+                // The last word stands on a line of its own.
+                timeout(limits::FEED_LAST_WORDS, sending).await??;
+                break;
             }
         }
     }
+    let reason = "changes came faster than they were read; list, then watch again";
+    let lost = line(&Reply::refused(None, "lost", reason));
+    timeout(limits::FEED_LAST_WORDS, writer.write_all(&lost)).await?
+}
+
+/// Reads until the peer says that no more will come. Whoever watches has nothing else to say.
+async fn until_end(reader: &mut OwnedReadHalf) -> io::Result<()> {
+    let mut ignored = [0; 512];
+    while reader.read(&mut ignored).await? > 0 {}
+    Ok(())
 }
 
 /// Lets a worker run that waits for this core, if `count` things have been done that take a moment.

@@ -4,8 +4,9 @@
 //! follows for each network, over the [`directory`] of the configuration's devices; [`table`] is how
 //! they change. [`seen`] has what holds of hubs beside, whose hooks get lost, and `nested` those
 //! networks of theirs that lie within one another. [`feed`] is the Unix socket that sources write to,
-//! in the words of [`protocol`], whose `names` stand for something here; [`openvpn`] has what hubs
-//! say of their clients. [`journal`] remembers leases over a restart. [`registry`] puts it together.
+//! in the words of [`protocol`], whose `names` stand for something here; users share its [`seats`], and
+//! [`watch`] bounds what waits for those who only listen. [`openvpn`] has what hubs say of their
+//! clients. [`journal`] remembers leases over a restart. [`registry`] puts it together.
 
 pub mod claim;
 pub mod claims;
@@ -17,5 +18,7 @@ mod nested;
 pub mod openvpn;
 pub mod protocol;
 pub mod registry;
+pub mod seats;
 pub mod seen;
 pub mod table;
+pub mod watch;

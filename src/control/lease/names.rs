@@ -9,7 +9,7 @@ use super::{
     openvpn::poll::Hubs,
     protocol::{self, Request},
 };
-use crate::{config::settings::Listen, snapshot::scope::Scope};
+use crate::{config::settings::Listen, limits, snapshot::scope::Scope};
 
 /// Why a request is not done: in one word, and in a sentence.
 pub(super) type Fault = (&'static str, String);
@@ -58,7 +58,10 @@ impl Names {
     /// What a request is about; a hub's has the hub's scope unless it names one.
     pub(super) fn place(&self, request: &Request) -> Result<Place, Fault> {
         let address = request.address.as_deref();
-        let address = address.ok_or_else(|| malformed("has no address"))?;
+        self.place_of(request, address.ok_or_else(|| malformed("has no address"))?)
+    }
+
+    fn place_of(&self, request: &Request, address: &str) -> Result<Place, Fault> {
         let network = crate::config::network(address).map_err(malformed)?;
         let hub = request.source.as_deref();
         let hub = hub.and_then(|source| self.hubs.hub(source));
@@ -70,13 +73,46 @@ impl Names {
         })
     }
 
-    /// What a request to add claims at `now`.
+    /// What a request to add claims at `now`, for each of its addresses.
+    pub(super) fn offers<'r>(
+        &'r self,
+        request: &'r Request,
+        now: UnixMs,
+    ) -> Result<Vec<Offer<'r>>, Fault> {
+        let addresses_max = limits::FEED_ADDRESSES_MAX;
+        let places = match (&request.address, &request.addresses) {
+            (_, None) => vec![self.place(request)?],
+            (None, Some(addresses)) if (1..=addresses_max).contains(&addresses.len()) => {
+                let addresses = addresses.iter();
+                let places = addresses.map(|address| self.place_of(request, address));
+                places.collect::<Result<_, _>>()?
+            }
+            _ => {
+                let wanted =
+                    format!("must have an address, or up to {addresses_max} addresses alone");
+                return Err(malformed(wanted));
+            }
+        };
+        let offers = places.into_iter();
+        let offers = offers.map(|place| self.offer_of(request, place, now));
+        offers.collect()
+    }
+
+    /// What a line of a set claims at `now`.
     pub(super) fn offer<'r>(
         &'r self,
         request: &'r Request,
         now: UnixMs,
     ) -> Result<Offer<'r>, Fault> {
-        let place = self.place(request)?;
+        self.offer_of(request, self.place(request)?, now)
+    }
+
+    fn offer_of<'r>(
+        &'r self,
+        request: &'r Request,
+        place: Place,
+        now: UnixMs,
+    ) -> Result<Offer<'r>, Fault> {
         let (account, device) = self.device(request)?;
         let session = request.session.as_deref().unwrap_or_default();
         if !session.is_empty() {

@@ -45,6 +45,9 @@ pub struct Request {
     /// Address or prefix; `list`: those that hold it, or lie in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// `add`, in place of one: several, all of which are taken in, or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<String>>,
     /// The listeners' scope that it is known in; absent: everywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
@@ -262,7 +265,14 @@ pub fn written(network: IpNet) -> String {
 /// # Errors
 /// A sentence that says what is wrong with the line.
 pub fn parse(line: &[u8]) -> Result<Request, String> {
-    serde_json::from_slice(line).map_err(|error| format!("is no request: {error}"))
+    let request: Request =
+        serde_json::from_slice(line).map_err(|error| format!("is no request: {error}"))?;
+    match &request.addresses {
+        Some(_) if request.op != Some(Op::Add) => {
+            Err("has addresses, which are an add's alone; name one address".to_owned())
+        }
+        _ => Ok(request),
+    }
 }
 
 /// Checks what identifies a source or a session.
@@ -306,6 +316,8 @@ mod tests {
             ("{\"op\":\"add\",\"epoch\":-1}", "invalid value"),
             ("{\"op\":\"add\"} {}", "trailing"),
             ("{\"op\":\"add\",\"op\":\"add\"}", "duplicate field"),
+            ("{\"op\":\"list\",\"addresses\":[]}", "an add's alone"),
+            ("{\"addresses\":[\"10.8.0.7\"]}", "an add's alone"),
         ] {
             let error = parse(line.as_bytes()).expect_err(line);
             assert!(error.contains(word), "{line}: {error}");

@@ -13,10 +13,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     claim::{Lease, Offer, Place, Refused, UnixMs},
@@ -28,6 +25,7 @@ use super::{
     protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
     seen::Seen,
     table::{Commit, LeaseTable},
+    watch::Watchers,
 };
 use crate::{
     config::settings::{Hub, Leases, Listen},
@@ -45,8 +43,7 @@ pub struct Registry {
     names: Names,
     feed: Option<Feed>,
     journal: Option<Journal>,
-    /// Where each watching connection gets its events.
-    watchers: Vec<mpsc::Sender<Arc<[u8]>>>,
+    watchers: Watchers,
     /// What of each hub's report could not be served, as it was told.
     told: HashMap<String, Told>,
     unconfirmed: Duration,
@@ -59,6 +56,7 @@ pub struct Registry {
 struct Counts {
     changes: u64,
     refused: u64,
+    given_up: u64,
 }
 
 /// What there is to do.
@@ -119,7 +117,7 @@ impl Registry {
             names,
             feed: None,
             journal: None,
-            watchers: Vec::new(),
+            watchers: Watchers::new(limits::WATCH_BYTES_MAX),
             told: HashMap::new(),
             unconfirmed: settings.unconfirmed,
             alive: Instant::now(),
@@ -130,10 +128,8 @@ impl Registry {
         registry.follow(hubs);
         let mut news = Vec::new();
         if let Some(path) = &settings.socket {
-            let own = nix::unistd::geteuid().as_raw();
-            let mut users = vec![0, own];
-            users.extend(settings.users.iter().map(|user| user.uid));
-            let feed = Feed::listen(path, users);
+            let users = settings.users.iter().map(|user| user.uid);
+            let feed = Feed::listen(path, users.collect());
             let feed = feed.map_err(|error| RegistryError::Socket(path.clone(), error))?;
             registry.feed = Some(feed);
         }
@@ -255,21 +251,31 @@ impl Registry {
     /// What has been counted, as words of the line that SIGUSR1 asks for.
     pub fn counts(&self) -> String {
         format!(
-            "leases={} lease_changes={} lease_refused={}",
+            "leases={} lease_changes={} lease_refused={} lease_given_up={} lease_watchers_lost={}",
             self.table.len(),
             self.counts.changes,
-            self.counts.refused
+            self.counts.refused,
+            self.counts.given_up,
+            self.watchers.lost(),
         )
     }
 
-    /// Takes a batch's changes in, and notes what will be answered.
+    /// Takes a batch's changes in, and notes what will be answered. Of one whose sender is gone only
+    /// what ends leases: it has given up, and may have told others that nothing was leased.
     fn take(&mut self, batch: Batch, done: &mut Vec<(Batch, Vec<Answer>)>) {
+        let is_given_up = batch.peer.is_gone();
         let jobs = batch.jobs.iter().enumerate();
         let mut is_over = false;
         let answers = jobs.map_while(|(position, job)| {
             feed::give_way(position);
             // Behind a request to watch, nothing would be answered.
-            let answer = (!is_over).then(|| self.perform(job));
+            let answer = (!is_over).then(|| match is_given_up && job.leases() {
+                true => {
+                    self.counts.given_up += 1;
+                    Answer::Nobody
+                }
+                false => self.perform(job),
+            });
             is_over = matches!(answer, Some(Answer::Watch));
             answer
         });
@@ -310,8 +316,8 @@ impl Registry {
 
     fn add(&mut self, request: &Request) -> Result<(), Fault> {
         let source = names::source(request)?;
-        let offer = self.names.offer(request, now())?;
-        let added = self.table.add(source, request.epoch, &offer);
+        let offers = self.names.offers(request, now())?;
+        let added = self.table.add_all(source, request.epoch, &offers);
         added.map_err(refused)
     }
 
@@ -416,9 +422,7 @@ impl Registry {
                 },
                 (Answer::List, Job::Single(request)) => self.list(request, &mut text),
                 (Answer::Watch, Job::Single(request)) => {
-                    let (sender, receiver) = mpsc::channel(limits::WATCH_BATCHES_MAX);
-                    self.watchers.push(sender);
-                    events = Some(receiver);
+                    events = Some(self.watchers.admit());
                     Reply::done(request.id, revision)
                 }
                 _ => continue,
@@ -530,7 +534,7 @@ impl Registry {
             return;
         }
         self.alive = Instant::now() + limits::JOURNAL_ALIVE;
-        self.watchers.retain(|watcher| !watcher.is_closed());
+        self.watchers.forget_gone();
         let alive = self.alive_now();
         let Some(journal) = &mut self.journal else {
             return;
@@ -628,10 +632,12 @@ impl Registry {
             // No map in it has keys that could be no text.
             let _ = serde_json::to_writer(&mut text, &event);
             text.push(b'\n');
+            if text.len() > limits::WATCH_BYTES_MAX as usize {
+                // Nobody will hear of it: the rest need not be written.
+                break;
+            }
         }
-        let text: Arc<[u8]> = text.into();
-        self.watchers
-            .retain(|watcher| watcher.try_send(Arc::clone(&text)).is_ok());
+        self.watchers.tell(&text);
     }
 }
 
@@ -645,6 +651,8 @@ enum Answer {
     },
     List,
     Watch,
+    /// Whoever asked is gone.
+    Nobody,
 }
 
 fn refused(refused: Refused) -> Fault {

@@ -14,7 +14,6 @@ use super::{
     nested::Why,
     table::LeaseTable,
 };
-use crate::limits;
 
 /// What was seen at a hub.
 #[derive(Debug, Default)]
@@ -93,37 +92,41 @@ impl LeaseTable {
         ended.retain(|_, at| *at > as_of);
         let mut strangers: HashSet<Place> = seen.strangers.iter().copied().collect();
         let offers = seen.offers;
-        let mut seen = HashSet::with_capacity(offers.len());
-        for offer in offers {
-            seen.insert(offer.place);
-            let claim = self.claims.claim(offer.place, source);
-            let is_newer = claim.is_some_and(|claim| claim.said > as_of);
-            if is_newer || ended.contains_key(&offer.place) {
-                continue;
-            }
-            match self.claims.find(offer) {
-                Ok(device) if self.len() < limits::LEASES_MAX => {
-                    if let Err(conflict) = self.check_holder(Some(source), None, offer, device) {
-                        refused.push(conflict);
-                    }
-                    self.put(source, offer, device, as_of);
-                }
-                Ok(_) => {
-                    refused.push(Refused::Full);
-                    strangers.insert(offer.place);
-                }
-                Err(error) => {
-                    refused.push(error);
-                    seen.remove(&offer.place);
-                    strangers.insert(offer.place);
-                }
-            }
-        }
+        let devices: Vec<_> = offers.iter().map(|offer| self.claims.find(offer)).collect();
+        let found = offers.iter().zip(&devices);
+        let seen: HashSet<Place> = found
+            .filter(|(_, device)| device.is_ok())
+            .map(|(offer, _)| offer.place)
+            .collect();
+        // First of all what is gone: what has come may need its room.
         for place in self.places_of(source) {
             let claim = self.claims.claim(place, source);
             let is_old = claim.is_some_and(|claim| claim.said <= as_of);
             if is_old && !seen.contains(&place) {
                 self.remove(place, source);
+            }
+        }
+        for (offer, device) in offers.iter().zip(devices) {
+            let claim = self.claims.claim(offer.place, source);
+            let is_newer = claim.is_some_and(|claim| claim.said > as_of);
+            if is_newer || ended.contains_key(&offer.place) {
+                continue;
+            }
+            match device {
+                Ok(_) if claim.is_none() && self.len() >= self.len_max => {
+                    refused.push(Refused::Full(self.len_max));
+                    strangers.insert(offer.place);
+                }
+                Ok(device) => {
+                    if let Err(conflict) = self.check_holder(Some(source), None, offer, device) {
+                        refused.push(conflict);
+                    }
+                    self.put(source, offer, device, as_of);
+                }
+                Err(error) => {
+                    refused.push(error);
+                    strangers.insert(offer.place);
+                }
             }
         }
         // Of what had been left by the time of the report, it shows whose it is.

@@ -3,7 +3,7 @@
 //! Every change is taken in whole or refused; what came of them is told by [`LeaseTable::commit`].
 //! Reads no clock and does no I/O; never settles a conflict by itself.
 
-use std::{collections::BTreeSet, mem, sync::Arc};
+use std::{collections::BTreeSet, mem, slice, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
@@ -60,6 +60,8 @@ pub struct LeaseTable {
     /// As published: of no scope, then of scope 1, 2 …
     tables: Vec<Arc<IdentityTable>>,
     len: usize,
+    /// How many leases there may be.
+    pub(super) len_max: usize,
     pub(super) sources: Vec<Source>,
     pub(super) by_name: HashMap<Arc<str>, SourceId>,
     /// When claims end, or are no longer believed.
@@ -76,6 +78,11 @@ pub struct LeaseTable {
 impl LeaseTable {
     /// No claims yet, for listeners of so many scopes.
     pub fn new(scopes: usize) -> Self {
+        Self::with_room_for(limits::LEASES_MAX, scopes)
+    }
+
+    /// Likewise, with room for so many leases.
+    pub fn with_room_for(leases: usize, scopes: usize) -> Self {
         let claims = Claims {
             scopes: scopes as u8,
             ..Claims::default()
@@ -83,6 +90,7 @@ impl LeaseTable {
         Self {
             claims,
             tables: vec![Arc::default(); scopes + 1],
+            len_max: leases,
             ..Self::default()
         }
     }
@@ -183,22 +191,75 @@ impl LeaseTable {
         epoch: Option<u64>,
         offer: &Offer<'_>,
     ) -> Result<(), Refused> {
-        let device = self.claims.find(offer)?;
+        self.add_all(source, epoch, slice::from_ref(offer))
+    }
+
+    /// Likewise with several, all of which are taken in or none.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed.
+    pub fn add_all(
+        &mut self,
+        source: &str,
+        epoch: Option<u64>,
+        offers: &[Offer<'_>],
+    ) -> Result<(), Refused> {
         let known = self.by_name.get(source).copied();
         self.check_epoch(known, epoch)?;
-        self.check_holder(known, epoch, offer, device)?;
-        if self.len >= limits::LEASES_MAX {
-            return Err(Refused::Full);
+        let mut devices = Vec::with_capacity(offers.len());
+        for (position, offer) in offers.iter().enumerate() {
+            let device = self.claims.find(offer)?;
+            self.check_holder(known, epoch, offer, device)?;
+            if offers[..position]
+                .iter()
+                .any(|other| other.place == offer.place)
+            {
+                return Err(Refused::Repeated(offer.place.network));
+            }
+            devices.push(device);
         }
+        self.check_room(known, epoch, offers)?;
         let source = self.source(source)?;
         self.begin_epoch(source, epoch);
-        let is_unsure =
-            self.claims.nested.is_hub(source) && self.is_unsure(offer.place, source, Some(device));
-        self.put(source, offer, device, self.claims.now);
-        if is_unsure {
-            self.await_report(offer.place, source);
+        let is_hub = self.claims.nested.is_hub(source);
+        for (offer, device) in offers.iter().zip(devices) {
+            let is_unsure = is_hub && self.is_unsure(offer.place, source, Some(device));
+            self.put(source, offer, device, self.claims.now);
+            if is_unsure {
+                self.await_report(offer.place, source);
+            }
         }
         Ok(())
+    }
+
+    /// Whether what is new in `offers` has room, beside what stays.
+    fn check_room(
+        &self,
+        source: Option<SourceId>,
+        epoch: Option<u64>,
+        offers: &[Offer<'_>],
+    ) -> Result<(), Refused> {
+        let is_known = |offer: &&Offer<'_>| {
+            source.is_some_and(|source| self.claims.claim(offer.place, source).is_some())
+        };
+        let new = offers.len() - offers.iter().filter(is_known).count();
+        if self.len + new <= self.len_max {
+            return Ok(());
+        }
+        // A new run ends all of the earlier ones; they are counted where it matters alone.
+        let begins = source.filter(|source| epoch > Some(self.sources[source.0 as usize].epoch));
+        match begins.map(|source| self.places_of(source).len()) {
+            Some(ended) => self.check_len(self.len - ended + offers.len()),
+            None => self.check_len(self.len + new),
+        }
+    }
+
+    /// Whether there may be so many leases, unless there are fewer than now.
+    fn check_len(&self, len: usize) -> Result<(), Refused> {
+        match len <= self.len_max.max(self.len) {
+            true => Ok(()),
+            false => Err(Refused::Full(self.len_max)),
+        }
     }
 
     /// Takes a claim of `source` back.
@@ -287,8 +348,10 @@ impl LeaseTable {
             let network = offers[position].place.network;
             return Err((Some(position), Refused::Repeated(network)));
         }
-        if self.len + wanted.len() > limits::LEASES_MAX {
-            return Err(whole(Refused::Full));
+        if self.len + wanted.len() > self.len_max {
+            let before = known.map_or(0, |source| self.places_of(source).len());
+            self.check_len(self.len - before + wanted.len())
+                .map_err(whole)?;
         }
         let source = self.source(source).map_err(whole)?;
         self.begin_epoch(source, epoch);

@@ -1,0 +1,179 @@
+//! Whom the gateway believes: the folder that its socket stands in, and hubs' names of devices.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{
+    feed::Feed,
+    gateway::{Gateway, PREAMBLE, command},
+    leases::{self, connect, fleet, whose},
+    upstream::Upstream,
+    wait_until,
+};
+
+/// The number of another user of this system.
+fn nobody() -> u32 {
+    let done = Command::new("id").args(["-u", "nobody"]).output().unwrap();
+    String::from_utf8(done.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+/// Starts a gateway whose socket stands in `folder`; answers how it ends and what it says, or that it
+/// came to listen there.
+fn listens_in(folder: &Path) -> Result<(), String> {
+    let text = leases::configuration("http://127.0.0.1:9", "");
+    let socket = folder.join("feed.sock");
+    let text = text.replace("\"feed.sock\"", &format!("{:?}", socket.to_str().unwrap()));
+    let own = tempfile::tempdir().unwrap();
+    fs::write(own.path().join("m2u.toml"), text).unwrap();
+    let mut gateway = command()
+        .args(["run", "--config"])
+        .arg(own.path().join("m2u.toml"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ended = None;
+    wait_until("a socket, or the end", || {
+        ended = gateway.try_wait().unwrap();
+        ended.is_some() || socket.exists()
+    });
+    if ended.is_none() {
+        gateway.kill().unwrap();
+    }
+    let done = gateway.wait_with_output().unwrap();
+    match ended {
+        None => Ok(()),
+        Some(status) => {
+            assert_eq!(status.code(), Some(1));
+            assert!(!socket.exists());
+            Err(String::from_utf8(done.stderr).unwrap())
+        }
+    }
+}
+
+#[test]
+fn the_socket_stands_where_others_can_put_none_of_theirs() {
+    let nobody = nobody();
+    // Whoever listens in the gateway's place hears what hooks say, and agrees to it.
+    for (mode, owner, group, refused) in [
+        (0o700, 0, 0, None),
+        (0o755, 0, 0, None),
+        (0o750, 0, nobody, None),
+        // As /tmp is: others' files are safe there.
+        (0o1777, 0, 0, None),
+        (0o777, 0, 0, Some("others may write to its folder")),
+        (0o775, 0, nobody, Some("others may write to its folder")),
+        (0o757, 0, 0, Some("others may write to its folder")),
+        (0o755, nobody, 0, Some("its folder is another user's")),
+        (0o1777, nobody, 0, Some("its folder is another user's")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        chown(folder.path(), Some(owner), Some(group))
+            .expect("only root may give a folder away; run the tests as root");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let outcome = listens_in(folder.path());
+        let what = format!("{mode:o} of {owner}:{group}: {outcome:?}");
+        match (outcome, refused) {
+            (Ok(()), None) => {}
+            (Err(said), Some(words)) => {
+                assert!(said.contains(words), "{what}");
+                assert!(said.contains("look at leases.socket"), "{what}");
+            }
+            _ => panic!("{what}"),
+        }
+    }
+}
+
+/// Two hubs, whose names for devices are these.
+fn hubs(url: &str, north: &str, south: &str) -> String {
+    let hub = |name: &str, names: &str| {
+        format!(
+            "[[openvpn]]\nhub = \"{name}\"\nstatus = \"{name}.status\"\n\
+             common_names = {{ {names} }}\n"
+        )
+    };
+    format!(
+        "{PREAMBLE}[leases]\nsocket = \"feed.sock\"\njournal = \"journal\"\n{}{}{}",
+        hub("north", north),
+        hub("south", south),
+        fleet("acme", url, &["press-07", "press-08", "press-09"]),
+    )
+}
+
+fn add(hub: &str, address: &str, name: &str) -> String {
+    format!(
+        "{{\"op\":\"add\",\"source\":\"openvpn:{hub}\",\"address\":\"{address}\",\
+         \"common_name\":\"{name}\",\"session\":\"{name}@1\"}}"
+    )
+}
+
+fn reload(gateway: &Gateway, configuration: &str) {
+    let done = || gateway.log().matches("m2u: reloaded").count();
+    let before = done();
+    fs::write(gateway.path("m2u.toml"), configuration).unwrap();
+    gateway.signal("HUP");
+    wait_until("the reload", || done() > before);
+}
+
+#[test]
+fn a_name_that_a_hub_no_longer_has_speaks_for_nobody() {
+    let upstream = Upstream::echo();
+    let with = |north: &str, south: &str| hubs(&upstream.url(), north, south);
+    let whole = "a = \"acme/press-07\", b = \"acme/press-08\"";
+    let south = "c = \"acme/press-09\"";
+    let gateway = Gateway::start(&with(whole, south));
+    let whose = |address| whose(address, gateway.address());
+    let mut feed = connect(&gateway);
+    feed.done(&add("north", "127.0.0.7", "a"));
+    feed.done(&add("north", "127.0.0.8", "b"));
+    feed.done(&add("south", "127.0.0.9", "c"));
+    assert_eq!(whose("127.0.0.7"), Ok("press-07".to_owned()));
+    // A reload that leaves the names alone leaves all leases alone.
+    reload(&gateway, &with(whole, south));
+    assert_eq!(feed.leases().len(), 3);
+    // The name is withdrawn: its leases end, and it gets no new ones.
+    reload(&gateway, &with("b = \"acme/press-08\"", south));
+    assert_eq!(whose("127.0.0.7"), Err(403));
+    feed.refused(&add("north", "127.0.0.7", "a"), "unknown_common_name");
+    let other_name = add("north", "127.0.0.7", "c");
+    feed.refused(&other_name, "unknown_common_name");
+    is_south(&mut feed);
+    // What else the hub had it says again; another name for the same device is as good.
+    feed.done(&add("north", "127.0.0.8", "b"));
+    // The name stands for another device now.
+    reload(&gateway, &with("b = \"acme/press-07\"", south));
+    assert_eq!(whose("127.0.0.8"), Err(403));
+    feed.done(&add("north", "127.0.0.8", "b"));
+    assert_eq!(whose("127.0.0.8"), Ok("press-07".to_owned()));
+    // The hub itself is withdrawn.
+    let gone = with("b = \"acme/press-07\"", south).replace("\"north\"", "\"west\"");
+    reload(&gateway, &gone);
+    assert_eq!(whose("127.0.0.8"), Err(403));
+    feed.refused(&add("north", "127.0.0.8", "b"), "unknown_hub");
+    is_south(&mut feed);
+    assert_eq!(whose("127.0.0.9"), Ok("press-09".to_owned()));
+    // A restart brings none of them back.
+    let gateway = gateway.crash_and_restart(|_| {});
+    assert_eq!(
+        connect(&gateway).leases(),
+        ["127.0.0.9 press-09 unconfirmed"]
+    );
+    gateway.stop();
+}
+
+/// The other hub's lease is there, and no other.
+fn is_south(feed: &mut Feed) {
+    assert_eq!(feed.leases(), ["127.0.0.9 press-09 confirmed"]);
+}
