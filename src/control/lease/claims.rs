@@ -3,9 +3,7 @@
 //! As long as all claims to a network agree, its device is known there; if they do not, nobody's
 //! requests are served from it. Knows nothing of time but what it is told.
 
-use std::sync::Arc;
-
-use hashbrown::HashMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     claim::{Claim, Offer, Place, Refused, SourceId, Standing, UnixMs},
@@ -26,8 +24,9 @@ pub struct Claims {
     pub directory: Directory,
     /// The addresses of the configuration itself.
     pub fixed: Arc<IdentityTable>,
-    /// What is claimed, by each source once.
-    pub by_place: HashMap<Place, Vec<Claim>>,
+    /// What is claimed, by each source once. In order, so that whoever goes through it can stop
+    /// anywhere; and no single change ever has to move all of it.
+    pub by_place: BTreeMap<Place, Vec<Claim>>,
     /// How many scopes there are.
     pub scopes: u8,
     /// What time it is.

@@ -2,17 +2,24 @@
 //!
 //! A source says whose an address is: that is a [`claim`]. [`claims`] are all of them, and what
 //! follows for each network, over the [`directory`] of the configuration's devices; [`table`] is how
-//! they change. [`feed`] is the Unix socket that sources write to, in the words of
-//! [`protocol`], whose `names` stand for something here; [`openvpn`] has what hubs say of their
-//! clients. [`journal`] remembers leases over a restart. [`registry`] puts it together.
+//! they change, [`set`] how many do at once, [`recall`] what it begins with after a restart, by the
+//! [`clock`]. [`feed`] is the Unix socket that sources write to, in the words of [`protocol`], whose
+//! `names` stand for something here; [`openvpn`] has what hubs say of their clients. [`journal`]
+//! remembers leases over a restart. [`registry`] puts it together: what takes long it does in `turns`,
+//! so that nobody has to wait for it, and `keep` is what it does with the journal.
 
 pub mod claim;
 pub mod claims;
+pub mod clock;
 pub mod directory;
 pub mod feed;
 pub mod journal;
+mod keep;
 mod names;
 pub mod openvpn;
 pub mod protocol;
+pub mod recall;
 pub mod registry;
+pub mod set;
 pub mod table;
+mod turns;
