@@ -9,7 +9,7 @@ use std::{
     io::Write,
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -463,9 +463,9 @@ fn a_second_gateway_leaves_the_journal_alone() {
     let text = leases::configuration(&upstream.url(), "").replace("\"journal\"", &written);
     fs::write(&path, text).unwrap();
     let before = fs::read(&journal).unwrap();
-    let done = common::gateway::command()
-        .arg("run")
-        .arg("--config")
+    // One that starts all the same is ended.
+    let done = Command::new("timeout")
+        .args(["20", env!("CARGO_BIN_EXE_m2u"), "run", "--config"])
         .arg(&path)
         .stdin(Stdio::null())
         .output()
@@ -508,6 +508,7 @@ fn a_crash_while_the_journal_is_written_anew_loses_nothing() {
             if round % 2 == 0 {
                 fs::write(folder.join("journal.new"), "{\"lease\":{\"addr").unwrap();
             }
+            append(folder, "{\"alive\":{\"at_ms\":17");
         });
         let log = gateway.log();
         assert!(
@@ -554,5 +555,59 @@ fn a_crash_while_the_journal_is_written_anew_loses_nothing() {
         (held..held + 6).contains(&lines),
         "{lines} lines, {held} leases"
     );
+    gateway.stop();
+}
+
+#[test]
+fn what_a_lease_said_before_is_not_served_for_a_device_that_is_gone() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    feed.done(&add("127.0.0.7", "press-09", ",\"replace\":true"));
+    let gateway = gateway.crash_and_restart(|folder| {
+        edit(folder, |record| {
+            if let Some(device) = record.pointer_mut("/lease/device")
+                && *device == "press-09"
+            {
+                *device = "gone".into();
+            }
+        });
+    });
+    let said = "1 leases of the journal are of devices or scopes that are not configured";
+    assert!(gateway.log().contains(said), "{}", gateway.log());
+    assert_eq!(whose("127.0.0.7", gateway.address()), Err(403));
+    gateway.stop();
+}
+
+#[test]
+fn a_journal_of_mere_history_is_written_anew() {
+    const BATCH: usize = 500;
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway(&upstream);
+    let floor = m2u::limits::JOURNAL_BYTES_FLOOR;
+    let session = "s".repeat(m2u::limits::LEASE_WORD_BYTES_MAX);
+    let size = || fs::metadata(gateway.path("journal")).unwrap().len();
+    let (mut longest, mut number) = (0, 0);
+    while size() >= longest {
+        longest = size();
+        assert!(longest < 3 * floor, "{longest} bytes");
+        let lines = (0..BATCH).map(|_| {
+            number += 1;
+            let (_, rest) = session.split_at(number % 100);
+            let more = format!(",\"session\":\"{number}{}\"", &rest[..100]);
+            format!("{}\n", add("127.0.0.8", "press-08", &more))
+        });
+        feed.send(lines.collect::<String>());
+        for _ in 0..BATCH {
+            assert_eq!(feed.next()["ok"], true);
+        }
+    }
+    assert!(longest > floor, "{longest} bytes");
+    let gateway = gateway.crash_and_restart(|_| {});
+    let shown = lease(&gateway, "list --address 127.0.0.8 --json").done();
+    assert!(
+        shown.contains(&format!("\"session\":\"{number}s")),
+        "{shown}"
+    );
+    assert_eq!(connect(&gateway).leases().len(), 2);
     gateway.stop();
 }
