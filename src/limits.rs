@@ -39,6 +39,9 @@ pub const FEED_REPLIES_BYTES_MAX: usize = 4_194_304;
 /// Requests of a feed after which a worker that waits for the same core has its turn: the control
 /// thread would otherwise hold requests up for as long as the scheduler lets it.
 pub const FEED_TURN: usize = 4;
+/// Leases that the control thread sees to in one piece: a change that comes meanwhile waits for a few
+/// milliseconds. Sets that are larger, lists and the journal's rewrite take many turns.
+pub const LEASE_TURN: usize = 1_000;
 /// Connections to the feed's socket at a time.
 pub const FEED_CONNECTIONS_MAX: usize = 64;
 /// Those of one user.
@@ -57,6 +60,9 @@ pub const FEED_LAST_WORDS: Duration = Duration::from_secs(10);
 pub const LEASE_WORD_BYTES_MAX: usize = 256;
 /// Bytes below which a journal is not written anew.
 pub const JOURNAL_BYTES_FLOOR: u64 = 16_777_216;
+/// How long what is in the journal may be in the system's memory alone, where a crash of the host, not
+/// of this process, loses it.
+pub const JOURNAL_SYNC: Duration = Duration::from_secs(1);
 /// How often the journal says that the gateway is at work: so much less is known of how old the
 /// leases of a crash are.
 pub const JOURNAL_ALIVE: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! The feed's socket as any program may speak to it, well or badly, and what outlives a restart.
+//! The feed's socket as any program may speak to it, well or badly.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,14 +11,12 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use common::{
-    device::Device,
     feed::Feed,
     gateway::Gateway,
-    leases::{self, connect, lease, whose},
+    leases::{self, connect, whose},
     upstream::Upstream,
     wait_until,
 };
@@ -424,219 +422,112 @@ fn the_socket_of_a_crash_is_replaced_and_a_live_one_is_not() {
     wait_until("the socket to go", || !socket.exists());
 }
 
-#[test]
-fn leases_outlive_a_crash_until_their_source_speaks() {
-    let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
-    feed.done(&add(
-        "127.0.8.0/24",
-        "press-08",
-        ",\"session\":\"s1\",\"expires_in\":86400",
-    ));
-    feed.done(&add("127.0.0.9", "press-09", ""));
-    feed.done(r#"{"op":"release","source":"vpn","address":"127.0.0.9"}"#);
-    let gateway = gateway.crash_and_restart(|_| {});
-    assert!(
-        gateway.log().contains("m2u: 2 leases are remembered"),
-        "{}",
-        gateway.log()
-    );
-    let mut feed = connect(&gateway);
-    assert_eq!(
-        feed.leases(),
-        [
-            "127.0.0.7 press-07 unconfirmed",
-            "127.0.8.0/24 press-08 unconfirmed"
-        ]
-    );
-    assert_eq!(
-        whose("127.0.0.7", gateway.address()),
-        Ok("press-07".to_owned())
-    );
-    assert_eq!(
-        whose("127.0.8.1", gateway.address()),
-        Ok("press-08".to_owned())
-    );
-    assert_eq!(whose("127.0.0.9", gateway.address()), Err(403));
-    // It is what it was: its session, its end.
-    let release = r#"{"op":"release","source":"vpn","address":"127.0.8.0/24"}"#;
-    feed.refused(release, "other_session");
-    let shown = lease(&gateway, "list --address 127.0.8.0/24 --json").done();
-    assert!(
-        shown.contains("\"session\":\"s1\"") && shown.contains("\"expires_ms\":"),
-        "{shown}"
-    );
-    // Whoever had it may have lost it meanwhile: what its source says now counts.
-    feed.done(&add("127.0.0.7", "press-09", ""));
-    assert_eq!(
-        whose("127.0.0.7", gateway.address()),
-        Ok("press-09".to_owned())
-    );
-    let reply = feed.ask(&format!(
-        "{{\"op\":\"sync\",\"source\":\"vpn\"}}\n{}\n{{\"op\":\"commit\"}}",
-        line("127.0.8.0/24", "press-08")
-    ));
-    assert_eq!(reply["count"], 1);
-    assert_eq!(feed.leases(), ["127.0.8.0/24 press-08 confirmed"]);
-    assert_eq!(whose("127.0.0.7", gateway.address()), Err(403));
-    gateway.stop();
-}
-
-#[test]
-fn unconfirmed_leases_are_not_served_past_their_age() {
-    let upstream = Upstream::echo();
-    let gateway = leases::gateway(&upstream.url(), "unconfirmed = \"1s\"");
-    let mut feed = connect(&gateway);
-    feed.done(PRESS);
-    feed.done(&add("127.0.0.8", "press-08", ""));
-    let gateway = gateway.crash_and_restart(|_| {});
-    wait_until("the lease to be too old", || {
-        whose("127.0.0.7", gateway.address()) == Err(503)
-    });
-    let mut device = Device::connect("127.0.0.8", gateway.address());
-    let answer = device.ask("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
-    assert_eq!(
-        (answer.status(), answer.token()),
-        (503, Some("destination_unavailable"))
-    );
-    assert!(answer.field("Retry-After").is_some(), "{}", answer.head);
-    let mut feed = connect(&gateway);
-    assert_eq!(
-        feed.leases(),
-        [
-            "127.0.0.7 press-07 suspended",
-            "127.0.0.8 press-08 suspended"
-        ]
-    );
-    feed.done(PRESS);
-    assert_eq!(
-        whose("127.0.0.7", gateway.address()),
-        Ok("press-07".to_owned())
-    );
-    assert_eq!(whose("127.0.0.8", gateway.address()), Err(503));
-    gateway.stop();
-}
-
-/// Makes the journal in `folder` as old as if the gateway had been away for so long.
-fn age(folder: &Path, ms: u64) {
-    let path = folder.join("journal");
-    let text = fs::read_to_string(&path).unwrap();
-    let older = text.lines().map(|line| {
-        let mut record: Value = serde_json::from_str(line).unwrap();
-        for time in ["/alive/at_ms", "/lease/until_ms"] {
-            if let Some(at) = record.pointer_mut(time) {
-                *at = (at.as_u64().unwrap() - ms).into();
-            }
+/// Everything that a request to list is answered with, the reply included.
+fn listed(feed: &mut Feed) -> (Vec<String>, Value) {
+    let mut addresses = Vec::new();
+    loop {
+        let line = feed.next();
+        match line.pointer("/lease/address") {
+            Some(address) => addresses.push(address.as_str().unwrap().to_owned()),
+            None => return (addresses, line),
         }
-        format!("{record}\n")
-    });
-    fs::write(&path, older.collect::<String>()).unwrap();
-}
-
-#[test]
-fn restarts_make_no_lease_younger() {
-    let upstream = Upstream::echo();
-    let (gateway, _feed) = gateway(&upstream);
-    let gateway = gateway.crash_and_restart(|folder| age(folder, 300_000));
-    assert_eq!(
-        whose("127.0.0.7", gateway.address()),
-        Ok("press-07".to_owned())
-    );
-    // Six minutes later it is eleven minutes old, and ten are allowed.
-    let gateway = gateway.crash_and_restart(|folder| age(folder, 360_000));
-    assert_eq!(whose("127.0.0.7", gateway.address()), Err(503));
-    let gateway = gateway.crash_and_restart(|_| {});
-    assert_eq!(whose("127.0.0.7", gateway.address()), Err(503));
-    gateway.stop();
-}
-
-#[test]
-fn a_journal_that_a_crash_has_torn_keeps_what_is_whole() {
-    let upstream = Upstream::echo();
-    let (gateway, _feed) = gateway(&upstream);
-    let gateway = gateway.crash_and_restart(|folder| {
-        let path = folder.join("journal");
-        let mut journal = fs::OpenOptions::new().append(true).open(path).unwrap();
-        let torn = r#"{"lease":{"address":"127.0.0.8","source":"vpn","account":"acme","dev"#;
-        journal.write_all(torn.as_bytes()).unwrap();
-    });
-    let said = "m2u: 1 lines of the journal are over, unknown, or were cut short";
-    assert!(gateway.log().contains(said), "{}", gateway.log());
-    let mut feed = connect(&gateway);
-    assert_eq!(feed.leases(), ["127.0.0.7 press-07 unconfirmed"]);
-    feed.done(&add("127.0.0.8", "press-08", ""));
-    // What is written behind it can be read.
-    let gateway = gateway.crash_and_restart(|_| {});
-    assert_eq!(
-        connect(&gateway).leases(),
-        [
-            "127.0.0.7 press-07 unconfirmed",
-            "127.0.0.8 press-08 unconfirmed"
-        ]
-    );
-    // Nobody else may read who is where.
-    let mode = fs::metadata(gateway.path("journal"))
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o600);
-    gateway.stop();
-}
-
-#[test]
-fn numbers_of_changes_and_runs_go_on_after_a_restart() {
-    let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
-    let mut newest = 0;
-    for _ in 0..20 {
-        newest = feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":5"));
     }
-    // A run is remembered even if nothing of it is left.
-    newest =
-        newest.max(feed.done(&add("127.0.0.8", "press-08", ",\"epoch\":9").replace("vpn", "hub")));
-    let end = r#"{"op":"release","source":"hub","address":"127.0.0.8"}"#;
-    newest = newest.max(feed.done(end));
-    let gateway = gateway.crash_and_restart(|_| {});
+}
+
+#[test]
+fn what_is_asked_behind_a_long_list_is_answered_behind_it() {
+    const LEASES: usize = 5 * limits::LEASE_TURN + 7;
+    let upstream = Upstream::echo();
+    let gateway = leases::gateway(&upstream.url(), "");
     let mut feed = connect(&gateway);
-    feed.refused(
-        &add("127.0.0.7", "press-07", ",\"epoch\":4"),
-        "out_of_order",
+    let address = |n: usize| format!("127.1.{}.{}", n / 200, n % 200);
+    let set: String = (0..LEASES)
+        .map(|n| format!("{}\n", line(&address(n), "press-08")))
+        .collect();
+    let set = format!("{{\"op\":\"sync\",\"source\":\"hub\"}}\n{set}{{\"op\":\"commit\"}}");
+    assert_eq!(feed.ask(&set)["count"], LEASES);
+    feed.send(format!(
+        "{{\"op\":\"list\",\"id\":1}}\n{}\n{{\"op\":\"list\",\"id\":3,\"source\":\"vpn\"}}\n\
+         {{\"op\":\"grab\"}}\n{{\"op\":\"watch\",\"id\":5}}\n",
+        add("127.0.0.9", "press-09", ",\"id\":2"),
+    ));
+    let (addresses, reply) = listed(&mut feed);
+    // It may show what was asked for behind it, and shows all that was asked for before.
+    let expected: Vec<_> = (0..LEASES).map(address).collect();
+    let from_set = addresses.iter().filter(|address| *address != "127.0.0.9");
+    assert!(from_set.eq(&expected), "each once, and in order");
+    assert_eq!(
+        (&reply["id"], &reply["count"]),
+        (&json!(1), &json!(addresses.len()))
     );
-    let old = add("127.0.0.8", "press-08", ",\"epoch\":8").replace("vpn", "hub");
-    feed.refused(&old, "out_of_order");
-    let next = feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":5"));
-    assert!(next > newest, "{next} after {newest}");
-    // Likewise after an orderly end.
-    let reply = feed.ask(r#"{"op":"watch"}"#);
-    assert_eq!(reply["revision"], next);
+    assert_eq!(feed.next()["id"], 2);
+    let (addresses, reply) = listed(&mut feed);
+    assert_eq!(
+        (addresses, &reply["id"]),
+        (vec!["127.0.0.9".to_owned()], &json!(3))
+    );
+    assert_eq!(feed.next()["error"], "malformed");
+    assert_eq!(feed.next()["id"], 5);
+    // It is answered whole also to one who says nothing more.
+    let mut feed = connect(&gateway);
+    feed.send("{\"op\":\"list\",\"id\":6}\n");
+    feed.finish();
+    assert_eq!(listed(&mut feed).0.len(), LEASES + 1);
+    assert!(feed.is_closed());
     gateway.stop();
 }
 
 #[test]
-fn a_lease_that_ended_while_the_gateway_was_away_is_over() {
+fn sets_are_taken_in_one_after_the_other_while_others_speak() {
+    const LEASES: usize = 10 * limits::LEASE_TURN;
     let upstream = Upstream::echo();
     let (gateway, mut feed) = gateway(&upstream);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_millis() as u64;
-    feed.done(&add("127.0.0.8", "press-08", ",\"expires_in\":3600"));
-    let gateway = gateway.crash_and_restart(|folder| {
-        let path = folder.join("journal");
-        let text = fs::read_to_string(&path).unwrap();
-        let lines = text.lines().map(|line| {
-            let mut record: Value = serde_json::from_str(line).unwrap();
-            if let Some(at) = record.pointer_mut("/lease/expires_ms") {
-                *at = now.into();
-            }
-            format!("{record}\n")
-        });
-        fs::write(&path, lines.collect::<String>()).unwrap();
-    });
-    assert_eq!(
-        connect(&gateway).leases(),
-        ["127.0.0.7 press-07 unconfirmed"]
-    );
-    assert_eq!(whose("127.0.0.8", gateway.address()), Err(403));
+    let set = |device: &str, from: usize| {
+        let address = |n: usize| format!("127.1.{}.{}", n / 200, n % 200);
+        let lines = (from..from + LEASES).map(|n| format!("{}\n", line(&address(n), device)));
+        let lines: String = lines.collect();
+        format!("{{\"op\":\"sync\",\"source\":\"hub\"}}\n{lines}{{\"op\":\"commit\"}}\n")
+    };
+    // Two of one source, what stands behind them, and a reload in between.
+    let mut sets = connect(&gateway);
+    let mut sender = sets.sender();
+    let text = format!("{}{}{PRESS}\n", set("press-08", 0), set("press-09", 50));
+    let sender = thread::spawn(move || sender.write_all(text.as_bytes()));
+    let mut newest = 0;
+    for number in 0..200 {
+        newest = newest.max(feed.done(&add("127.0.0.9", "press-09", "")));
+        feed.done(r#"{"op":"release","source":"vpn","address":"127.0.0.9"}"#);
+        if number == 100 {
+            gateway.signal("HUP");
+        }
+    }
+    for _ in 0..2 {
+        let reply = sets.next();
+        assert_eq!(
+            (&reply["ok"], &reply["count"]),
+            (&json!(true), &json!(LEASES))
+        );
+    }
+    assert_eq!(sets.next()["ok"], true);
+    sender.join().unwrap().unwrap();
+    assert_eq!(whose("127.1.0.49", gateway.address()), Err(403));
+    for address in ["127.1.0.50", "127.1.50.49"] {
+        let seen = whose(address, gateway.address());
+        assert_eq!(seen, Ok("press-09".to_owned()), "{address}");
+    }
+    assert_eq!(connect(&gateway).leases().len(), LEASES + 1);
+    // An empty one ends them all, for whoever watches as well.
+    let mut watcher = connect(&gateway);
+    watcher.ask(r#"{"op":"watch"}"#);
+    let reply = sets.ask("{\"op\":\"sync\",\"source\":\"hub\"}\n{\"op\":\"commit\"}");
+    assert_eq!(reply["count"], 0);
+    for _ in 0..LEASES {
+        let event = watcher.next();
+        assert_eq!(
+            (&event["event"], &event["revision"]),
+            (&json!("ended"), &reply["revision"])
+        );
+    }
+    is_unchanged(&gateway);
     gateway.stop();
 }

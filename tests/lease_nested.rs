@@ -116,7 +116,10 @@ fn nobody_is_served_where_networks_of_two_devices_overlap() {
             assert_whose(&mut table, 0, &[(BOTH, Ok(device(first)))]);
             add(&mut table, hub, second, device(second));
             assert_whose(&mut table, 0, &[(BOTH, DISPUTED), (ALONE, Ok("press"))]);
-            let disputed = table.leases().filter(|lease| lease.is_disputed);
+            let disputed = table
+                .leases_behind(None)
+                .flat_map(|(_, leases)| leases)
+                .filter(|lease| lease.is_disputed);
             let disputed: Vec<_> = disputed.map(|lease| lease.device).collect();
             assert_eq!(disputed, ["mill"]);
             // Without the outer one, the inner is as good as any.

@@ -102,6 +102,15 @@ fn reconcile(table: &mut LeaseTable, hub: &str, as_of: u64, offers: &[Offer<'_>]
     table.reconcile(hub, as_of, &Seen { offers, strangers })
 }
 
+/// Has the table remember what was said at 900, to be served until 5,000.
+fn remember(table: &mut LeaseTable, source: &str, epoch: u64, offers: &[Offer<'_>]) {
+    for offer in offers {
+        table.recall(source, epoch, offer, None).expect("known");
+    }
+    table.carry(0, 5_000, |_, _| false);
+    assert_eq!(table.publish_recalled(900).known, offers.len());
+}
+
 /// Whose an address is, once what changed is published.
 fn whose(table: &mut LeaseTable, scope: u8, address: &str) -> Result<String, Unknown> {
     table.commit();
@@ -354,15 +363,10 @@ fn what_a_hub_takes_over_is_served_once_its_report_has_it() {
 #[test]
 fn what_is_remembered_is_believed_for_a_while_and_yields_to_news() {
     let mut table = table();
-    for address in ["10.0.0.2", "10.0.0.3"] {
-        let restored = table.restore("vpn", 3, &offer(address, "mill"), (900, 5_000));
-        restored.expect("known");
-    }
-    assert!(
-        table
-            .restore("vpn", 3, &offer("10.0.0.4", "lathe"), (900, 5_000))
-            .is_err()
-    );
+    let lathe = table.recall("vpn", 3, &offer("10.0.0.4", "lathe"), None);
+    assert_eq!(lathe.expect_err("not known").token(), "unknown_device");
+    let both = [offer("10.0.0.2", "mill"), offer("10.0.0.3", "mill")];
+    remember(&mut table, "vpn", 3, &both);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
     assert_eq!(table.next_timer(), Some(5_000));
     table.advance(4_000);
@@ -457,8 +461,7 @@ fn leases_follow_the_configuration() {
 fn a_report_from_after_the_last_sign_of_life_beats_what_is_remembered() {
     let mut table = table();
     table.forget_reports_before(900);
-    let remembered = table.restore("hub", 3, &offer("10.0.0.2", "mill"), (900, 5_000));
-    remembered.expect("known");
+    remember(&mut table, "hub", 3, &[offer("10.0.0.2", "mill")]);
     // Made before that: what it lacks may have come since, and what it has may have ended.
     reconcile(&mut table, "hub", 899, &[offer("10.0.0.3", "saw")]);
     assert_eq!(whose(&mut table, 0, "10.0.0.2"), Ok("mill2".to_owned()));
@@ -473,8 +476,7 @@ fn a_report_from_after_the_last_sign_of_life_beats_what_is_remembered() {
 #[test]
 fn what_is_not_believed_any_more_stands_in_nobodys_way() {
     let mut table = table();
-    let remembered = table.restore("old", 0, &offer("10.0.0.2", "mill"), (900, 5_000));
-    remembered.expect("known");
+    remember(&mut table, "old", 0, &[offer("10.0.0.2", "mill")]);
     let early = table.add("vpn", None, &offer("10.0.0.2", "saw"));
     assert_eq!(early.expect_err("mill may have it").token(), "conflict");
     table.advance(5_000);

@@ -106,6 +106,13 @@ fn report(table: &mut LeaseTable, as_of: u64, seen: &[(&str, &str)]) -> Vec<&'st
     refused.iter().map(Refused::token).collect()
 }
 
+/// Has the table remember what "vpn" said at 900, to be served until `until`.
+fn remember(table: &mut LeaseTable, epoch: u64, offer: &Offer<'_>, until: u64) {
+    table.recall("vpn", epoch, offer, None).unwrap();
+    table.carry(0, until, |_, _| false);
+    table.publish_recalled(900);
+}
+
 fn reconcile(table: &mut LeaseTable, as_of: u64, offers: &[Offer<'_>]) -> Vec<Refused> {
     let strangers = &[];
     table.reconcile(HUB, as_of, &Seen { offers, strangers })
@@ -215,8 +222,7 @@ fn runs_are_remembered_and_never_go_back() {
         table.restore_epoch("other", epoch);
     }
     for (epoch, address) in [(9, PLACE), (3, "10.0.0.3")] {
-        let remembered = table.restore("vpn", epoch, &offer(address, "mill"), (900, 5_000));
-        remembered.unwrap();
+        remember(&mut table, epoch, &offer(address, "mill"), 5_000);
     }
     let late = table.add("vpn", Some(8), &offer(PLACE, "mill"));
     assert_eq!(late, Err(Refused::OutOfOrder { newest: 9 }));
@@ -246,8 +252,7 @@ fn nothing_is_left_of_times_that_no_longer_count() {
     release(&mut table, "vpn", PLACE);
     assert_eq!(table.next_timer(), None);
     for is_said_again in [true, false] {
-        let remembered = table.restore("vpn", 0, &brief(4_000), (900, 2_000));
-        remembered.unwrap();
+        remember(&mut table, 0, &brief(4_000), 2_000);
         assert_eq!(table.next_timer(), Some(2_000));
         match is_said_again {
             true => table.add("vpn", None, &offer(PLACE, "mill")).unwrap(),
@@ -370,21 +375,16 @@ fn a_report_may_change_whose_a_lease_is_where_no_more_fit() {
 }
 
 #[test]
-fn more_leases_than_there_may_be_now_can_be_said_again() {
-    // As a journal of a gateway with more room would have them.
+fn no_more_is_remembered_than_there_may_be() {
     let mut table = table_for(1);
-    for address in [PLACE, "10.0.0.3"] {
-        let remembered = table.restore("vpn", 0, &offer(address, "mill"), (900, 5_000));
-        remembered.unwrap();
-    }
+    remember(&mut table, 0, &offer(PLACE, "mill"), 5_000);
+    let more = table.recall("vpn", 0, &offer("10.0.0.3", "mill"), None);
+    assert_eq!(more, Err(Refused::Full(1)));
     table.advance(5_000);
     assert_whose(&mut table, (0, PLACE), UNCONFIRMED);
     let set = [offer(PLACE, "mill"), offer("10.0.0.3", "saw")];
-    table.sync("vpn", None, &set).unwrap();
-    assert_whose(&mut table, (0, PLACE), Ok("mill"));
-    table.add("vpn", None, &set[0]).unwrap();
-    let (_, refused) = table
-        .sync("vpn", None, &[set[0], set[1], offer("10.0.0.4", "saw")])
-        .unwrap_err();
+    let (_, refused) = table.sync("vpn", None, &set).unwrap_err();
     assert_eq!(refused, Refused::Full(1));
+    table.sync("vpn", None, &set[..1]).unwrap();
+    assert_whose(&mut table, (0, PLACE), Ok("mill"));
 }

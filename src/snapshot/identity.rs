@@ -11,6 +11,7 @@ use hashbrown::DefaultHashBuilder;
 use ipnet::IpNet;
 
 use super::{
+    lengths::Lengths,
     route::AccountId,
     shard::{Address, Key, Place, Shard},
 };
@@ -249,12 +250,14 @@ impl IdentityTable {
         Ok(())
     }
 
-    /// This table after `changes`, in order; every shard that none of them touches is shared.
+    /// This table after `changes`, in order; every shard that none of them touches is shared, and
+    /// each of the others is made once: a thousand neighbours cost little more than sixty changes.
     pub fn with_changes<'a>(&self, changes: impl IntoIterator<Item = Change<'a>>) -> Self {
         let mut changed = self.clone();
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for change in changes {
-            match change {
-                Change::Release { network } => changed.set(network, None),
+            let (network, identity) = match change {
+                Change::Release { network } => (network, None),
                 Change::Assign {
                     network,
                     account,
@@ -266,17 +269,27 @@ impl IdentityTable {
                         name,
                         serial,
                     };
-                    changed.set(network, Some(identity));
+                    (network, Some(identity))
                 }
+            };
+            match AnyKey::of(network) {
+                AnyKey::V4(key) => v4.push((key, identity)),
+                AnyKey::V6(key) => v6.push((key, identity)),
             }
+        }
+        if !v4.is_empty() {
+            Arc::make_mut(&mut changed.v4).change(v4);
+        }
+        if !v6.is_empty() {
+            Arc::make_mut(&mut changed.v6).change(v6);
         }
         changed
     }
 
     fn set(&mut self, network: IpNet, identity: Option<Identity<'_>>) {
         match AnyKey::of(network) {
-            AnyKey::V4(key) => Arc::make_mut(&mut self.v4).set(key, identity),
-            AnyKey::V6(key) => Arc::make_mut(&mut self.v6).set(key, identity),
+            AnyKey::V4(key) => Arc::make_mut(&mut self.v4).change(vec![(key, identity)]),
+            AnyKey::V6(key) => Arc::make_mut(&mut self.v6).change(vec![(key, identity)]),
         }
     }
 }
@@ -325,19 +338,39 @@ impl<A: Address> Family<A> {
         shards.flat_map(|shard| shard.keys())
     }
 
-    fn set(&mut self, key: Key<A>, identity: Option<Identity<'_>>) {
-        let is_known = self.find(key).is_some();
-        match (is_known, identity.is_some()) {
-            (false, false) => return,
-            (false, true) => self.add(key.length),
-            (true, false) => self.remove(key.length),
-            (true, true) => {}
+    fn change(&mut self, changes: Vec<(Key<A>, Option<Identity<'_>>)>) {
+        let hasher = self.hasher.clone();
+        let numbered = changes.into_iter().map(|change| {
+            let shard = number(place(&hasher, change.0));
+            (shard, change)
+        });
+        let mut numbered: Vec<_> = numbered.collect();
+        // Stable: what is said of a key last counts.
+        numbered.sort_by_key(|(shard, _)| *shard);
+        for group in numbered.chunk_by(|one, next| one.0 == next.0) {
+            let mut last: Vec<(Key<A>, Option<Identity<'_>>)> = Vec::with_capacity(group.len());
+            for (_, change) in group.iter().rev() {
+                if !last.iter().any(|(key, _)| *key == change.0) {
+                    last.push(*change);
+                }
+            }
+            self.change_shard(group[0].0, &last);
+        }
+    }
+
+    /// Makes one shard anew, with `changes` of different keys that belong there.
+    fn change_shard(&mut self, number: usize, changes: &[(Key<A>, Option<Identity<'_>>)]) {
+        for (key, identity) in changes {
+            match (self.find(*key).is_some(), identity.is_some()) {
+                (false, true) => self.add(key.length),
+                (true, false) => self.remove(key.length),
+                _ => {}
+            }
         }
         let hasher = &self.hasher;
-        let shard = number(place(hasher, key));
-        let bundle = Arc::make_mut(&mut self.bundles[shard / SHARDS_PER_BUNDLE]);
-        let shard = &mut bundle[shard % SHARDS_PER_BUNDLE];
-        *shard = Arc::new(shard.changed(key, identity, |key| place(hasher, key)));
+        let bundle = Arc::make_mut(&mut self.bundles[number / SHARDS_PER_BUNDLE]);
+        let shard = &mut bundle[number % SHARDS_PER_BUNDLE];
+        *shard = Arc::new(shard.changed(changes, |key| place(hasher, key)));
     }
 
     fn add(&mut self, length: u8) {
@@ -418,60 +451,6 @@ impl<A: Address> Draft<A> {
             lengths: self.lengths,
             len: self.len,
         }
-    }
-}
-
-/// How many entries there are of each prefix length.
-#[derive(Clone)]
-struct Lengths {
-    counts: [u32; 129],
-    /// The lengths that occur.
-    present: u128,
-}
-
-impl Default for Lengths {
-    fn default() -> Self {
-        Self {
-            counts: [0; 129],
-            present: 0,
-        }
-    }
-}
-
-impl Lengths {
-    fn add(&mut self, length: u8) {
-        self.counts[usize::from(length)] += 1;
-        self.mark(length);
-    }
-
-    fn remove(&mut self, length: u8) {
-        self.counts[usize::from(length)] -= 1;
-        self.mark(length);
-    }
-
-    /// Full lengths are looked up in any case, so 128 bits are enough.
-    fn mark(&mut self, length: u8) {
-        if let Some(bit) = 1_u128.checked_shl(u32::from(length)) {
-            let present = self.counts[usize::from(length)] > 0;
-            self.present = if present {
-                self.present | bit
-            } else {
-                self.present & !bit
-            };
-        }
-    }
-
-    /// The lengths that occur below `bits`, longest first.
-    fn shorter_than(&self, bits: u8) -> impl Iterator<Item = u8> + use<> {
-        let below = 1_u128
-            .checked_shl(u32::from(bits))
-            .map_or(u128::MAX, |bit| bit - 1);
-        let mut left = self.present & below;
-        std::iter::from_fn(move || {
-            let length = left.checked_ilog2()?;
-            left &= !(1 << length);
-            u8::try_from(length).ok()
-        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! ahead. Nothing here does I/O or knows a runtime.
 
 pub mod identity;
+mod lengths;
 pub mod moved;
 pub mod publish;
 pub mod route;

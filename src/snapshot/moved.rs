@@ -40,14 +40,19 @@ impl Moved {
             return;
         }
         if self.networks.len() >= limits::MOVED_NETWORKS_MAX {
-            self.all = true;
-            self.networks = HashSet::new();
+            self.add_all();
             return;
         }
         // A prefix of full IPv6 length shares its bit with the next shorter one.
         let bit = 1_u128 << network.prefix_len().min(127);
         self.lengths[usize::from(network.addr().is_ipv6())] |= bit;
         self.networks.insert((scope, network));
+    }
+
+    /// They are too many to be told apart.
+    pub fn add_all(&mut self) {
+        self.all = true;
+        self.networks = HashSet::new();
     }
 
     /// Whether there is nothing to see to.

@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, Cache};
 use ipnet::IpNet;
 
 use super::{Snapshot, moved::Moved, scope::Scope};
+use crate::limits;
 
 /// The writing end, held by the control plane.
 #[derive(Debug, Clone)]
@@ -62,7 +63,10 @@ impl Publisher {
         for inbox in &*inboxes.unwrap_or_else(PoisonError::into_inner) {
             let waiting = inbox.moved.lock();
             let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
-            for (scope, network) in moved {
+            if moved.len() > limits::MOVED_NETWORKS_MAX {
+                waiting.add_all();
+            }
+            for (scope, network) in moved.iter().take(limits::MOVED_NETWORKS_MAX) {
                 waiting.add(*scope, *network);
             }
             inbox.is_filled.store(true, Ordering::Release);

@@ -193,17 +193,21 @@ impl<A: Address> Shard<A> {
         taken.map(Slot::key)
     }
 
-    /// A shard of exactly the size it needs in which `key` has `identity`, or nothing.
+    /// A shard of exactly the size it needs in which each key of `changes`, all different, has its
+    /// identity, or nothing.
     pub(super) fn changed(
         &self,
-        key: Key<A>,
-        identity: Option<Identity<'_>>,
+        changes: &[(Key<A>, Option<Identity<'_>>)],
         place: impl Fn(Key<A>) -> Place,
     ) -> Self {
-        let taken = self.slots.iter().filter(|slot| slot.length != FREE);
-        let kept = taken.filter(|slot| slot.key() != key);
+        let is_kept = |slot: &&Slot<A>| {
+            slot.length != FREE && !changes.iter().any(|(key, _)| *key == slot.key())
+        };
+        let kept = self.slots.iter().filter(is_kept);
         let kept = kept.map(|slot| (slot.key(), self.identity(slot)));
-        let all = kept.chain(identity.map(|identity| (key, identity)));
+        let new = changes.iter();
+        let new = new.filter_map(|(key, identity)| Some((*key, (*identity)?)));
+        let all = kept.chain(new);
         let (entries, text_bytes) = all.clone().fold((0, 0), |(entries, bytes), (_, identity)| {
             (entries + 1, bytes + identity.text_bytes())
         });

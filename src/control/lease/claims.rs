@@ -5,9 +5,7 @@
 //! another device: which of both may speak there is the hub's to say at every moment, and a hook
 //! that was not heard would leave it to the wrong one. Knows nothing of time but what it is told.
 
-use std::sync::Arc;
-
-use hashbrown::HashMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     claim::{Claim, Offer, Place, Refused, SourceId, Standing, UnixMs},
@@ -29,8 +27,9 @@ pub struct Claims {
     pub directory: Directory,
     /// The addresses of the configuration itself.
     pub fixed: Arc<IdentityTable>,
-    /// What is claimed, by each source once.
-    pub by_place: HashMap<Place, Vec<Claim>>,
+    /// What is claimed, by each source once. In order, so that whoever goes through it can stop
+    /// anywhere; and no single change ever has to move all of it.
+    pub by_place: BTreeMap<Place, Vec<Claim>>,
     /// Where hubs have clients, and what is kept from them.
     pub nested: Nested,
     /// How many scopes there are.

@@ -4,6 +4,7 @@
 //! is, not what it does: batches go to the registry, and come back with the replies.
 
 use std::{
+    collections::VecDeque,
     fs, io, mem,
     os::{
         fd::{AsFd, OwnedFd},
@@ -24,13 +25,14 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{mpsc, oneshot},
-    task::JoinHandle,
+    task::{JoinHandle, yield_now},
     time::timeout,
 };
 
 use super::{
     protocol::{self, Op, Reply, Request},
     seats::{Seat, Seats},
+    turns::Listing,
     watch::Events,
 };
 use crate::limits;
@@ -74,12 +76,79 @@ pub enum Job {
         /// How it began.
         head: Request,
         /// What the source has.
-        lines: Vec<Request>,
+        lines: Lines,
         /// The id of the line that ended it.
         id: Option<u64>,
     },
     /// A line that is no request; its reply is there already.
     Refused(Reply),
+    /// A list of which a part has been sent.
+    Listing(Listing),
+    /// What has been done already, and is answered behind such a list.
+    Answered(Reply),
+}
+
+impl Job {
+    /// The id of a request of one line.
+    pub fn id(&self) -> Option<u64> {
+        match self {
+            Self::Single(request) => request.id,
+            _ => None,
+        }
+    }
+}
+
+/// The lines of a set, in parts of a turn each: a long list is never moved as a whole.
+#[derive(Debug, Default)]
+pub struct Lines {
+    parts: VecDeque<Vec<Request>>,
+    len: usize,
+    /// How many have been taken out; `None`: nobody has begun.
+    taken: Option<usize>,
+}
+
+impl Lines {
+    /// How many there were.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there was none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether nobody has begun to take them out.
+    pub fn is_untouched(&self) -> bool {
+        self.taken.is_none()
+    }
+
+    /// Whether all of them have been taken out.
+    pub fn is_taken(&self) -> bool {
+        self.taken == Some(self.len)
+    }
+
+    /// Each that is there.
+    pub fn iter(&self) -> impl Iterator<Item = &Request> {
+        self.parts.iter().flatten()
+    }
+
+    /// Takes the next turn's worth of them out; answers the position of the first as well.
+    pub fn take_part(&mut self) -> (usize, Vec<Request>) {
+        let part = self.parts.pop_front().unwrap_or_default();
+        let first = self.taken.unwrap_or_default();
+        self.taken = Some(first + part.len());
+        (first, part)
+    }
+
+    fn push(&mut self, line: Request) {
+        let part = self.parts.back_mut();
+        match part.filter(|part| part.len() < limits::LEASE_TURN) {
+            Some(part) => part.push(line),
+            None => self.parts.push_back(vec![line]),
+        }
+        self.len += 1;
+    }
 }
 
 impl Job {
@@ -88,7 +157,7 @@ impl Job {
         match self {
             Self::Single(request) => request.op == Some(Op::Add),
             Self::Sync { .. } => true,
-            Self::Refused(_) => false,
+            Self::Refused(_) | Self::Listing(_) | Self::Answered(_) => false,
         }
     }
 }
@@ -100,6 +169,8 @@ pub struct Outcome {
     pub text: Vec<u8>,
     /// What to send from now on, if the connection watches.
     pub events: Option<Events>,
+    /// What is to be asked for next, once there is room for more to send.
+    pub rest: Vec<Job>,
 }
 
 /// A listening socket; its file goes when this is dropped.
@@ -254,6 +325,7 @@ async fn serve(stream: UnixStream, batches: mpsc::Sender<Batch>, seat: Seat) {
         batches,
         received: Vec::new(),
         replies: Vec::new(),
+        rest: Vec::new(),
         set: None,
     };
     // Whoever is gone needs no answer.
@@ -264,7 +336,7 @@ async fn serve(stream: UnixStream, batches: mpsc::Sender<Batch>, seat: Seat) {
 #[derive(Debug)]
 struct Set {
     head: Request,
-    lines: Vec<Request>,
+    lines: Lines,
     /// What was wrong with the first line that was refused.
     fault: Option<Reply>,
 }
@@ -279,13 +351,23 @@ struct Connection {
     received: Vec<u8>,
     /// Replies that have not been taken yet.
     replies: Vec<u8>,
+    /// What has been asked for, and waits for room for its replies.
+    rest: Vec<Job>,
     set: Option<Set>,
 }
 
 impl Connection {
     async fn run(&mut self) -> io::Result<()> {
+        let mut is_over = false;
         loop {
-            let (jobs, mut is_over) = self.take_jobs();
+            let jobs = match self.rest.is_empty() {
+                true => {
+                    let (jobs, is_broken) = self.take_jobs();
+                    is_over |= is_broken;
+                    jobs
+                }
+                false => mem::take(&mut self.rest),
+            };
             let mut events = None;
             let has_jobs = !jobs.is_empty();
             if has_jobs {
@@ -293,12 +375,17 @@ impl Connection {
                     return Ok(());
                 };
                 self.replies.extend(outcome.text);
+                self.rest = outcome.rest;
                 events = outcome.events;
             }
-            if events.is_none() && !is_over {
-                is_over = self.exchange(has_jobs).await?;
+            if self.set.is_some() {
+                // Whoever sends a large set as fast as it is read leaves the others their turn.
+                yield_now().await;
             }
-            if events.is_some() || is_over {
+            if events.is_none() && !(is_over && self.rest.is_empty()) {
+                is_over |= self.exchange(has_jobs).await?;
+            }
+            if events.is_some() || (is_over && self.rest.is_empty()) {
                 self.finish_replies().await?;
                 return match events {
                     Some(events) => self.watch(events).await,
@@ -409,7 +496,7 @@ impl Connection {
             (Some(Op::Sync), None) => {
                 self.set = Some(Set {
                     head: request,
-                    lines: Vec::new(),
+                    lines: Lines::default(),
                     fault: None,
                 });
                 None
@@ -457,7 +544,7 @@ impl Connection {
                 *reason = format!("line {line} of the set {reason}");
             }
             set.fault = Some(reply);
-            set.lines = Vec::new();
+            set.lines = Lines::default();
         }
         None
     }

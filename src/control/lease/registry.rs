@@ -4,27 +4,32 @@
 //! "done" is sent when every core sees the change.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt, io,
     path::PathBuf,
-    sync::{Arc, LazyLock},
+    sync::Arc,
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use ipnet::IpNet;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
 
 use super::{
-    claim::{Lease, Offer, Place, Refused, UnixMs},
+    claim::{Lease, Offer, Place, Refused, SourceId},
+    clock::{Anchor, instant_of, now, unix_ms},
     directory::Directory,
-    feed::{self, Batch, Feed, Job, Outcome},
-    journal::{Journal, Memory, Record},
+    feed::{self, Batch, Feed, Job, Lines, Outcome},
+    journal::Journal,
     names::{self, Fault, Names},
     openvpn::{poll::Heard, report::HubReport, told::Told},
-    protocol::{self, Changed, Event, Happening, Listed, Op, Reply, Request, Shown},
+    protocol::{self, Changed, Event, Happening, Op, Reply, Request, Shown},
     seen::Seen,
-    table::{Commit, LeaseTable},
+    table::LeaseTable,
+    turns::{Listing, Publish, Started, Telling},
     watch::Watchers,
 };
 use crate::{
@@ -39,15 +44,23 @@ use crate::{
 /// Everything about leases that lives while the gateway runs.
 #[derive(Debug)]
 pub struct Registry {
-    table: LeaseTable,
-    names: Names,
+    pub(super) table: LeaseTable,
+    pub(super) names: Names,
     feed: Option<Feed>,
-    journal: Option<Journal>,
-    watchers: Watchers,
+    pub(super) journal: Option<Journal>,
+    pub(super) watchers: Watchers,
     /// What of each hub's report could not be served, as it was told.
     told: HashMap<String, Told>,
-    unconfirmed: Duration,
-    alive: Instant,
+    /// When this run began.
+    pub(super) anchor: Anchor,
+    pub(super) unconfirmed: Duration,
+    pub(super) alive: Instant,
+    /// Requests whose next job is a set that comes in by turns; the first one's does.
+    pub(super) sets: VecDeque<Started>,
+    /// What the watchers have still to be told of sets.
+    pub(super) telling: VecDeque<Telling>,
+    /// How many turns there have been.
+    pub(super) turns: usize,
     counts: Counts,
 }
 
@@ -66,8 +79,12 @@ pub enum Work {
     Feed(Batch),
     /// News of an OpenVPN hub.
     Hub(Heard),
+    /// The journal's disk has done something, or failed to.
+    Disk(io::Result<()>),
     /// Time has passed.
     Time,
+    /// Something that takes long goes on.
+    Turn,
 }
 
 /// Why leases cannot live.
@@ -119,30 +136,29 @@ impl Registry {
             journal: None,
             watchers: Watchers::new(limits::WATCH_BYTES_MAX),
             told: HashMap::new(),
+            anchor: Anchor::now(),
             unconfirmed: settings.unconfirmed,
             alive: Instant::now(),
+            sets: VecDeque::new(),
+            telling: VecDeque::new(),
+            turns: 0,
             counts: Counts::default(),
         };
         registry.table.advance(now());
         registry.table.adopt(directory, fixed);
         registry.follow(hubs);
         let mut news = Vec::new();
+        if let Some(path) = &settings.journal {
+            let opened = registry.open_journal(path, &mut news);
+            opened.map_err(|error| RegistryError::Journal(path.clone(), error))?;
+        }
+        // Last of all: until then whoever speaks is told at once that nobody listens, and waits for
+        // nothing.
         if let Some(path) = &settings.socket {
             let users = settings.users.iter().map(|user| user.uid);
             let feed = Feed::listen(path, users.collect());
             let feed = feed.map_err(|error| RegistryError::Socket(path.clone(), error))?;
             registry.feed = Some(feed);
-        }
-        if let Some(path) = &settings.journal {
-            let fault = |error| RegistryError::Journal(path.clone(), error);
-            let (mut journal, memory) = Journal::open(path).map_err(fault)?;
-            registry.remember(memory, &mut news);
-            // Nobody waits for it.
-            drop(registry.table.commit());
-            // Each line says by itself now until when it is believed: that the gateway is at work
-            // makes none of them younger.
-            registry.rewrite(&mut journal).map_err(fault)?;
-            registry.journal = Some(journal);
         }
         Ok((registry, news))
     }
@@ -160,12 +176,16 @@ impl Registry {
         fixed: Arc<IdentityTable>,
         hubs: &[Hub],
     ) -> Vec<String> {
+        // Sets on their way name devices by the numbers of before.
+        while !self.sets.is_empty() {
+            self.take_set_turn(&mut |_, _| {});
+        }
         self.table.advance(now());
         self.follow(hubs);
         let ended = self.table.adopt(directory, fixed);
         if let Some(commit) = self.table.commit() {
             self.record(&commit);
-            self.tell_watchers(&commit);
+            self.tell_watchers(&commit.touched, commit.revision);
         }
         match ended.len() {
             0 => Vec::new(),
@@ -190,9 +210,13 @@ impl Registry {
 
     /// Waits until there is something to do. May be dropped; nothing is lost.
     pub async fn next(&mut self) -> Work {
-        let timer = self.table.next_timer().map(|at| instant_of(at, now()));
-        let at = timer.map_or(self.alive, |timer| timer.min(self.alive));
-        let feed = self.feed.as_mut();
+        let timer = self.table.next_timer().map(instant_of);
+        let sync_by = self.journal.as_ref().and_then(Journal::sync_by);
+        let due = [timer, sync_by].into_iter().flatten();
+        let at = due.fold(self.alive, Instant::min);
+        let is_busy = self.is_busy();
+        let is_taking = self.table.is_taking();
+        let (feed, journal) = (self.feed.as_mut(), self.journal.as_mut());
         tokio::select! {
             batch = async {
                 match feed {
@@ -200,8 +224,17 @@ impl Registry {
                     None => std::future::pending().await,
                 }
             } => Work::Feed(batch),
-            heard = self.names.hubs.next() => Work::Hub(heard),
+            // It would contradict what is half in place.
+            heard = self.names.hubs.next(), if !is_taking => Work::Hub(heard),
+            done = async {
+                match journal {
+                    Some(journal) => journal.settled().await,
+                    None => std::future::pending().await,
+                }
+            } => Work::Disk(done),
             () = sleep_until(at) => Work::Time,
+            // Lets connections be read first.
+            () = yield_now(), if is_busy => Work::Turn,
         }
     }
 
@@ -210,42 +243,49 @@ impl Registry {
     pub fn apply(
         &mut self,
         work: Work,
-        publish: impl FnOnce(Identities, &[(Scope, IpNet)]),
+        mut publish: impl FnMut(Identities, &[(Scope, IpNet)]),
     ) -> Vec<String> {
         self.table.advance(now());
         let mut done = Vec::new();
         let mut news = Vec::new();
         match work {
-            Work::Feed(batch) => {
-                self.take(batch, &mut done);
-                // Whatever else has come shares the publication.
-                while let Some(batch) = self.feed.as_mut().and_then(Feed::try_next) {
-                    self.take(batch, &mut done);
-                    if done.len() >= limits::FEED_CONNECTIONS_MAX {
-                        break;
-                    }
-                }
-            }
+            Work::Feed(batch) => self.perform(Started::new(batch), &mut done),
             Work::Hub(Heard::Report(report)) => news = self.reconcile(report),
             Work::Hub(Heard::Failure(failure)) => {
                 news.push(format!("{}: {failure}", failure.source));
             }
-            Work::Time => self.note_alive(),
+            Work::Disk(Ok(())) | Work::Turn => {}
+            Work::Disk(Err(error)) => self.give_up(&error),
+            Work::Time => self.note_time(),
         }
+        // Whatever else has come shares the publication.
+        while done.len() < limits::FEED_CONNECTIONS_MAX
+            && let Some(batch) = self.feed.as_mut().and_then(Feed::try_next)
+        {
+            self.perform(Started::new(batch), &mut done);
+        }
+        self.conclude(done, &mut publish);
+        thread::yield_now();
+        if self.is_busy() {
+            self.take_turn(&mut publish);
+        }
+        news
+    }
+
+    /// Publishes what has been done, and answers whoever asked for it.
+    pub(super) fn conclude(&mut self, done: Vec<(Batch, Vec<Answer>)>, publish: Publish<'_>) {
         if let Some(commit) = self.table.commit() {
             self.counts.changes += commit.touched.len() as u64;
             self.record(&commit);
             if !commit.moved.is_empty() {
                 publish(commit.identities.clone(), &commit.moved);
             }
-            self.tell_watchers(&commit);
+            self.tell_watchers(&commit.touched, commit.revision);
         }
         let revision = self.table.revision();
         for (batch, answers) in done {
             self.answer(batch, answers, revision);
         }
-        thread::yield_now();
-        news
     }
 
     /// What has been counted, as words of the line that SIGUSR1 asks for.
@@ -261,49 +301,59 @@ impl Registry {
     }
 
     /// Takes a batch's changes in, and notes what will be answered. Of one whose sender is gone only
-    /// what ends leases: it has given up, and may have told others that nothing was leased.
-    fn take(&mut self, batch: Batch, done: &mut Vec<(Batch, Vec<Answer>)>) {
+    /// what ends leases: it has given up, and may have told others that nothing was leased. What comes
+    /// in by turns, and whatever stands behind it, has to wait for its turn.
+    pub(super) fn perform(&mut self, started: Started, done: &mut Vec<(Batch, Vec<Answer>)>) {
+        let Started { batch, mut answers } = started;
         let is_given_up = batch.peer.is_gone();
-        let jobs = batch.jobs.iter().enumerate();
-        let mut is_over = false;
-        let answers = jobs.map_while(|(position, job)| {
-            feed::give_way(position);
-            // Behind a request to watch, nothing would be answered.
-            let answer = (!is_over).then(|| match is_given_up && job.leases() {
-                true => {
-                    self.counts.given_up += 1;
-                    Answer::Nobody
+        while let Some(job) = batch.jobs.get(answers.len()) {
+            feed::give_way(answers.len());
+            let answer = match is_given_up && job.leases() {
+                true => self.give_up_job(),
+                false if self.takes_turns(job) => {
+                    self.sets.push_back(Started { batch, answers });
+                    return;
                 }
-                false => self.perform(job),
-            });
-            is_over = matches!(answer, Some(Answer::Watch));
-            answer
-        });
-        let answers = answers.collect();
+                false => self.perform_one(job),
+            };
+            let is_over = matches!(answer, Answer::Watch);
+            answers.push(answer);
+            // Behind a request to watch, nothing would be answered.
+            if is_over {
+                break;
+            }
+        }
         done.push((batch, answers));
     }
 
-    fn perform(&mut self, job: &Job) -> Answer {
+    /// Notes that a job is not done: whoever asked for it has given up.
+    pub(super) fn give_up_job(&mut self) -> Answer {
+        self.counts.given_up += 1;
+        Answer::Nobody
+    }
+
+    fn perform_one(&mut self, job: &Job) -> Answer {
         let (id, outcome) = match job {
             Job::Refused(reply) => {
                 self.counts.refused += 1;
                 return Answer::Is(reply.clone());
             }
+            Job::Answered(reply) => return Answer::Is(reply.clone()),
+            Job::Listing(listing) => return Answer::List(listing.clone()),
             Job::Single(request) => match request.op {
                 Some(Op::Add) => (request.id, self.add(request).map(|()| None)),
                 Some(Op::Release) => (request.id, self.release(request).map(|()| None)),
-                Some(Op::List) => return Answer::List,
+                Some(Op::List) => match Listing::of(request) {
+                    Ok(listing) => return Answer::List(listing),
+                    Err(reply) => return Answer::Is(reply),
+                },
                 Some(Op::Watch) => return Answer::Watch,
                 _ => return Answer::Is(Reply::refused(request.id, "malformed", "has no op")),
             },
-            Job::Sync { head, lines, id } => match self.sync(head, lines) {
-                Ok(count) => (*id, Ok(Some(count))),
-                Err((line, (error, reason))) => {
-                    self.counts.refused += 1;
-                    let reply = Reply::refused(*id, error, reason);
-                    return Answer::Is(Reply { line, ..reply });
-                }
-            },
+            Job::Sync { head, lines, id } => {
+                let synced = self.sync(head, lines);
+                return self.answer_to_set(*id, synced);
+            }
         };
         match outcome {
             Ok(count) => Answer::Done { id, count },
@@ -312,6 +362,30 @@ impl Registry {
                 Answer::Is(Reply::refused(id, error, reason))
             }
         }
+    }
+
+    /// What is answered to a set: how many leases it has, or what is wrong with it.
+    pub(super) fn answer_to_set(
+        &mut self,
+        id: Option<u64>,
+        synced: Result<usize, SetFault>,
+    ) -> Answer {
+        match synced {
+            Ok(count) => Answer::Done {
+                id,
+                count: Some(count),
+            },
+            Err((line, (error, reason))) => {
+                self.counts.refused += 1;
+                let reply = Reply::refused(id, error, reason);
+                Answer::Is(Reply { line, ..reply })
+            }
+        }
+    }
+
+    /// Notes how many leases a set has changed.
+    pub(super) fn count_changes(&mut self, count: usize) {
+        self.counts.changes += count as u64;
     }
 
     fn add(&mut self, request: &Request) -> Result<(), Fault> {
@@ -340,30 +414,16 @@ impl Registry {
         released.map_err(refused)
     }
 
-    /// Takes a set in; says which line of it is at fault, the first being 1, if it is one.
-    fn sync(&mut self, head: &Request, lines: &[Request]) -> Result<usize, (Option<usize>, Fault)> {
-        let whole = |fault| (None, fault);
-        let at = |position: usize, (error, reason): Fault| {
-            let line = position + 1;
-            (
-                Some(line),
-                (error, format!("line {line} of the set: {reason}")),
-            )
-        };
+    /// Takes a small set in at once.
+    fn sync(&mut self, head: &Request, lines: &Lines) -> Result<usize, SetFault> {
         let source = names::source(head).map_err(whole)?;
         let mut offers = Vec::with_capacity(lines.len());
         for (position, line) in lines.iter().enumerate() {
-            offers.push(
-                self.names
-                    .offer(line, now())
-                    .map_err(|fault| at(position, fault))?,
-            );
+            let offer = self.names.offer(line, now());
+            offers.push(offer.map_err(|fault| at_line(position, fault))?);
         }
         let synced = self.table.sync(source, head.epoch, &offers);
-        synced.map_err(|(position, error)| match position {
-            Some(position) => at(position, refused(error)),
-            None => whole(refused(error)),
-        })?;
+        synced.map_err(set_fault)?;
         Ok(offers.len())
     }
 
@@ -412,207 +472,50 @@ impl Registry {
     fn answer(&mut self, batch: Batch, answers: Vec<Answer>, revision: u64) {
         let mut text = Vec::new();
         let mut events = None;
-        for (position, (job, answer)) in batch.jobs.iter().zip(answers).enumerate() {
+        let mut rest = Vec::new();
+        for (position, (job, answer)) in batch.jobs.into_iter().zip(answers).enumerate() {
             feed::give_way(position);
-            let reply = match (answer, job) {
-                (Answer::Is(reply), _) => reply,
-                (Answer::Done { id, count }, _) => Reply {
+            let id = job.id();
+            let answer = match answer {
+                Answer::Done { id, count } => Answer::Is(Reply {
                     count,
                     ..Reply::done(id, revision)
-                },
-                (Answer::List, Job::Single(request)) => self.list(request, &mut text),
-                (Answer::Watch, Job::Single(request)) => {
-                    events = Some(self.watchers.admit());
-                    Reply::done(request.id, revision)
-                }
-                _ => continue,
+                }),
+                answer => answer,
             };
-            text.extend(feed::line(&reply));
-            if events.is_some() {
-                break;
+            // Whatever stands behind half a list is answered behind the rest of it.
+            let is_behind = !rest.is_empty();
+            match answer {
+                Answer::Is(reply) if is_behind => rest.push(Job::Answered(reply)),
+                Answer::Is(reply) => text.extend(feed::line(&reply)),
+                Answer::List(_) | Answer::Watch if is_behind => rest.push(job),
+                Answer::List(listing) => match self.list(listing, &mut text) {
+                    Ok(reply) => text.extend(feed::line(&reply)),
+                    Err(listing) => rest.push(Job::Listing(listing)),
+                },
+                Answer::Watch => {
+                    events = Some(self.watchers.admit());
+                    text.extend(feed::line(&Reply::done(id, revision)));
+                    break;
+                }
+                Answer::Done { .. } | Answer::Nobody => {}
             }
         }
         // Whoever is gone needs no answer.
-        let _ = batch.reply.send(Outcome { text, events });
+        let _ = batch.reply.send(Outcome { text, events, rest });
     }
 
-    /// Writes the leases that a request asks for; answers what follows them.
-    fn list(&self, request: &Request, text: &mut Vec<u8>) -> Reply {
-        let wanted = request.address.as_deref().map(crate::config::network);
-        let wanted: Option<IpNet> = match wanted.transpose() {
-            Ok(wanted) => wanted,
-            Err(reason) => return Reply::refused(request.id, "malformed", reason),
-        };
-        let mut found: Vec<_> = self
-            .table
-            .leases()
-            .filter(|lease| {
-                let network = lease.place.network;
-                let is_there = wanted
-                    .is_none_or(|wanted| wanted.contains(&network) || network.contains(&wanted));
-                let source = request.source.as_deref();
-                is_there && source.is_none_or(|source| source == lease.source)
-            })
-            .collect();
-        found.sort_unstable_by_key(|lease| lease.place);
-        for lease in &found {
-            let lease = self.shown(lease);
-            // No map in it has keys that could be no text.
-            let _ = serde_json::to_writer(&mut *text, &Listed { lease });
-            text.push(b'\n');
-        }
-        Reply {
-            count: Some(found.len()),
-            ..Reply::done(request.id, self.table.revision())
-        }
-    }
-
-    fn shown<'t>(&'t self, lease: &Lease<'t>) -> Shown<'t> {
+    pub(super) fn shown<'t>(&'t self, lease: &Lease<'t>) -> Shown<'t> {
         Shown::new(lease, self.names.scope_name(lease.place.scope), now())
     }
 
-    /// Writes to the journal what came of changes. One that can't be written is given up: a memory
-    /// with gaps is worse than none.
-    fn record(&mut self, commit: &Commit) {
-        let Some(mut journal) = self.journal.take() else {
-            return;
-        };
-        match self.write(&mut journal, commit) {
-            Ok(()) => self.journal = Some(journal),
-            Err(error) => journal.give_up(&error),
-        }
-    }
-
-    fn write(&self, journal: &mut Journal, commit: &Commit) -> io::Result<()> {
-        if journal.is_long() {
-            return self.rewrite(journal);
-        }
-        for source in &commit.begun {
-            let (name, epoch) = self.table.source_of(*source);
-            let source = name.to_owned();
-            journal.add(&Record::Epoch { source, epoch })?;
-        }
-        for (position, (place, source)) in commit.touched.iter().enumerate() {
-            feed::give_way(position);
-            let (name, _) = self.table.source_of(*source);
-            match self.table.lease(*place, *source) {
-                Some(lease) => journal.add(&Record::Lease(self.shown(&lease)))?,
-                None => journal.add(&Record::End {
-                    address: protocol::written(place.network),
-                    scope: self.names.scope_name(place.scope).map(str::to_owned),
-                    source: name.to_owned(),
-                })?,
-            }
-        }
-        // The number with it: whoever was told it must never see it again.
-        journal.add(&self.alive_now())?;
-        journal.flush()
-    }
-
-    fn rewrite(&self, journal: &mut Journal) -> io::Result<()> {
-        let line = |record: Record<'_>| Ok(serde_json::to_string(&record)?);
-        let sources = self.table.sources().filter(|(_, epoch)| *epoch > 0);
-        let epochs = sources.map(|(source, epoch)| Record::Epoch {
-            source: source.to_owned(),
-            epoch,
-        });
-        let alive = self.alive_now();
-        let leases = self.table.leases();
-        let leases = leases.map(|lease| line(Record::Lease(self.shown(&lease))));
-        journal.rewrite(epochs.chain([alive]).map(line).chain(leases))
-    }
-
-    fn alive_now(&self) -> Record<'static> {
-        Record::Alive {
-            at_ms: now(),
-            revision: self.table.revision(),
-        }
-    }
-
-    fn note_alive(&mut self) {
-        if Instant::now() < self.alive {
-            return;
-        }
-        self.alive = Instant::now() + limits::JOURNAL_ALIVE;
-        self.watchers.forget_gone();
-        let alive = self.alive_now();
-        let Some(journal) = &mut self.journal else {
-            return;
-        };
-        if let Err(error) = journal.add(&alive).and_then(|()| journal.flush())
-            && let Some(journal) = self.journal.take()
-        {
-            journal.give_up(&error);
-        }
-    }
-
-    /// Takes in what was remembered; tells what came of it.
-    fn remember(&mut self, memory: Memory, news: &mut Vec<String>) {
-        self.table.resume(memory.revision);
-        for (source, epoch) in &memory.epochs {
-            self.table.restore_epoch(source, *epoch);
-        }
-        // A clock that was ahead then must not make them younger.
-        let alive = memory.alive_ms.min(now());
-        self.table.forget_reports_before(alive);
-        let until = alive + self.unconfirmed.as_millis() as UnixMs;
-        let (mut restored, mut dropped) = (0_usize, memory.unread);
-        let mut latest = 0;
-        for line in memory.leases.values() {
-            match self.restore(line, alive, until) {
-                Ok(until) => {
-                    restored += 1;
-                    latest = until.max(latest);
-                }
-                Err(_) => dropped += 1,
-            }
-        }
-        if restored > 0 {
-            let left = latest.saturating_sub(now()) / 1_000;
-            news.push(format!(
-                "{restored} leases are remembered, for {left} s unless they are confirmed"
-            ));
-        }
-        if dropped > 0 {
-            news.push(format!(
-                "{dropped} lines of the journal are over, unknown, or were cut short"
-            ));
-        }
-    }
-
-    /// Takes in one lease, believed until then at most; answers until when it is.
-    fn restore(&mut self, line: &str, alive: UnixMs, until: UnixMs) -> Result<UnixMs, Fault> {
-        let record =
-            serde_json::from_str(line).map_err(|error| names::malformed(error.to_string()))?;
-        let Record::Lease(lease) = record else {
-            return Err(names::malformed("is no lease"));
-        };
-        let network = crate::config::network(&lease.address).map_err(names::malformed)?;
-        let offer = Offer {
-            place: Place {
-                scope: self.names.scope(lease.scope.as_deref())?,
-                network,
-            },
-            account: &lease.account,
-            device: &lease.device,
-            session: lease.session.as_deref().unwrap_or_default(),
-            expires: lease.expires_ms,
-            replace: false,
-        };
-        // What nobody had confirmed before, either, is older than the last sign of life.
-        let until = lease.until_ms.map_or(until, |before| before.min(until));
-        let restored = self
-            .table
-            .restore(&lease.source, lease.epoch, &offer, (alive, until));
-        restored.map(|()| until).map_err(refused)
-    }
-
-    fn tell_watchers(&mut self, commit: &Commit) {
+    /// Tells whoever watches what became of leases, which change number `revision` has touched.
+    pub(super) fn tell_watchers(&mut self, touched: &[(Place, SourceId)], revision: u64) {
         if self.watchers.is_empty() {
             return;
         }
         let mut text = Vec::new();
-        for (place, source) in &commit.touched {
+        for (place, source) in touched {
             let (event, lease) = match self.table.lease(*place, *source) {
                 Some(lease) => (Happening::Leased, Changed::Whole(self.shown(&lease))),
                 None => {
@@ -626,7 +529,7 @@ impl Registry {
             };
             let event = Event {
                 event,
-                revision: commit.revision,
+                revision,
                 lease,
             };
             // No map in it has keys that could be no text.
@@ -643,41 +546,38 @@ impl Registry {
 
 /// What a request will be answered, once its change is published.
 #[derive(Debug)]
-enum Answer {
+pub(super) enum Answer {
     Is(Reply),
     Done {
         id: Option<u64>,
         count: Option<usize>,
     },
-    List,
+    List(Listing),
     Watch,
     /// Whoever asked is gone.
     Nobody,
 }
 
-fn refused(refused: Refused) -> Fault {
+/// Why a set is refused, and which line of it is at fault, the first being 1, if it is one.
+pub(super) type SetFault = (Option<usize>, Fault);
+
+pub(super) fn whole(fault: Fault) -> SetFault {
+    (None, fault)
+}
+
+pub(super) fn at_line(position: usize, (error, reason): Fault) -> SetFault {
+    let line = position + 1;
+    let reason = format!("line {line} of the set: {reason}");
+    (Some(line), (error, reason))
+}
+
+pub(super) fn set_fault((position, error): (Option<usize>, Refused)) -> SetFault {
+    match position {
+        Some(position) => at_line(position, refused(error)),
+        None => whole(refused(error)),
+    }
+}
+
+pub(super) fn refused(refused: Refused) -> Fault {
     (refused.token(), refused.to_string())
-}
-
-/// The time: the system's clock as it was at the start, and what has passed since. Setting that clock
-/// makes no lease longer, and no report older.
-pub fn now() -> UnixMs {
-    static BEGUN: LazyLock<(UnixMs, Instant)> = LazyLock::new(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let begun = since.unwrap_or_default().as_millis() as UnixMs;
-        (begun, Instant::now())
-    });
-    let (begun, instant) = *BEGUN;
-    begun + instant.elapsed().as_millis() as UnixMs
-}
-
-/// A moment of the system's clock in that time.
-fn unix_ms(time: SystemTime) -> UnixMs {
-    let age = SystemTime::now().duration_since(time).unwrap_or_default();
-    now().saturating_sub(age.as_millis() as UnixMs)
-}
-
-fn instant_of(at: UnixMs, now: UnixMs) -> Instant {
-    // A millisecond later: timers must not fire before the time has come.
-    Instant::now() + Duration::from_millis(at.saturating_sub(now) + 1)
 }

@@ -3,9 +3,9 @@
 //! Every change is taken in whole or refused; what came of them is told by [`LeaseTable::commit`].
 //! Reads no clock and does no I/O; never settles a conflict by itself.
 
-use std::{collections::BTreeSet, mem, slice, sync::Arc};
+use std::{collections::BTreeSet, mem, ops::Bound, slice, sync::Arc};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use super::{
@@ -14,6 +14,7 @@ use super::{
     directory::{DeviceId, Directory},
     nested::Why,
     seen::Reported,
+    set::{Offers, Set},
 };
 use crate::{
     limits,
@@ -22,11 +23,6 @@ use crate::{
         scope::{Identities, Scope},
     },
 };
-
-/// A table of which a larger part changes at once is built anew: that is cheaper.
-const REBUILT_PART: usize = 8;
-/// Below so many changes a table is never built anew.
-const REBUILT_FLOOR: usize = 1_000;
 
 /// What came of a number of changes.
 #[derive(Debug)]
@@ -45,8 +41,10 @@ pub struct Commit {
 
 #[derive(Debug)]
 pub(super) struct Source {
-    name: Arc<str>,
-    epoch: u64,
+    pub(super) name: Arc<str>,
+    pub(super) epoch: u64,
+    /// What it claims.
+    pub(super) places: BTreeSet<Place>,
     /// When its newest run was heard of.
     pub(super) begun: UnixMs,
     /// `None`: nobody reports on this source.
@@ -58,21 +56,23 @@ pub(super) struct Source {
 pub struct LeaseTable {
     pub(super) claims: Claims,
     /// As published: of no scope, then of scope 1, 2 …
-    tables: Vec<Arc<IdentityTable>>,
-    len: usize,
+    pub(super) tables: Vec<Arc<IdentityTable>>,
+    pub(super) len: usize,
     /// How many leases there may be.
     pub(super) len_max: usize,
     pub(super) sources: Vec<Source>,
     pub(super) by_name: HashMap<Arc<str>, SourceId>,
     /// When claims end, or are no longer believed.
-    timers: BTreeSet<(UnixMs, Place, SourceId)>,
-    touched: Vec<(Place, SourceId)>,
-    begun: Vec<SourceId>,
+    pub(super) timers: BTreeSet<(UnixMs, Place, SourceId)>,
+    pub(super) touched: Vec<(Place, SourceId)>,
+    pub(super) begun: Vec<SourceId>,
     /// When the oldest report was made that counts.
     pub(super) reports_from: UnixMs,
     /// Places whose published state may have to change.
-    stale: HashSet<Place>,
-    revision: u64,
+    pub(super) stale: BTreeSet<Place>,
+    pub(super) revision: u64,
+    /// A large set that comes in by turns.
+    pub(super) set: Option<Set>,
 }
 
 impl LeaseTable {
@@ -118,6 +118,7 @@ impl LeaseTable {
     /// Puts the configuration's devices and addresses in the place of those before; answers the
     /// leases whose device is no longer known, which end.
     pub fn adopt(&mut self, directory: Directory, fixed: Arc<IdentityTable>) -> Vec<String> {
+        debug_assert!(self.set.is_none(), "its devices have numbers of before");
         self.claims.fixed = fixed;
         let before = mem::replace(&mut self.claims.directory, directory);
         let mut orphans = Vec::new();
@@ -142,11 +143,16 @@ impl LeaseTable {
             }
         }
         // Which of the configuration's own addresses changed is not known.
+        self.build();
+        orphans.into_iter().map(|(.., what)| what).collect()
+    }
+
+    /// Makes every table anew.
+    pub(super) fn build(&mut self) {
         for number in 0..self.tables.len() {
             self.tables[number] = Arc::new(self.claims.built(Scope(number as u8)));
         }
         self.stale.clear();
-        orphans.into_iter().map(|(.., what)| what).collect()
     }
 
     /// Whose addresses are whose now.
@@ -156,13 +162,15 @@ impl LeaseTable {
         Identities::new(everywhere, tables.collect())
     }
 
-    /// Says what time it is; ends what is over by then.
+    /// Says what time it is; ends what is over by then, but no more than a turn's worth: see
+    /// [`is_behind`](Self::is_behind).
     pub fn advance(&mut self, now: UnixMs) {
         self.claims.now = self.claims.now.max(now);
-        while let Some((at, place, source)) = self.timers.first().copied() {
-            if at > self.claims.now {
-                break;
-            }
+        for _ in 0..limits::LEASE_TURN {
+            let first = self.timers.first().copied();
+            let Some((_, place, source)) = first.filter(|(at, ..)| *at <= self.claims.now) else {
+                return;
+            };
             self.timers.pop_first();
             self.mark_stale(place, source);
             let is_over = self
@@ -173,6 +181,11 @@ impl LeaseTable {
                 self.leave(&[place], source);
             }
         }
+    }
+
+    /// Whether more is over than one call of [`advance`](Self::advance) could end.
+    pub fn is_behind(&self) -> bool {
+        self.next_timer().is_some_and(|at| at <= self.claims.now)
     }
 
     /// When [`advance`](Self::advance) has something to do.
@@ -209,6 +222,7 @@ impl LeaseTable {
         let mut devices = Vec::with_capacity(offers.len());
         for (position, offer) in offers.iter().enumerate() {
             let device = self.claims.find(offer)?;
+            self.settle(offer.place);
             self.check_holder(known, epoch, offer, device)?;
             if offers[..position]
                 .iter()
@@ -248,15 +262,25 @@ impl LeaseTable {
         }
         // A new run ends all of the earlier ones; they are counted where it matters alone.
         let begins = source.filter(|source| epoch > Some(self.sources[source.0 as usize].epoch));
-        match begins.map(|source| self.places_of(source).len()) {
+        match begins.map(|source| self.sources[source.0 as usize].places.len()) {
             Some(ended) => self.check_len(self.len - ended + offers.len()),
             None => self.check_len(self.len + new),
         }
     }
 
-    /// Whether there may be so many leases, unless there are fewer than now.
+    /// Whether a source's whole set has room in the place of what the source has.
+    pub(super) fn check_room_for(
+        &self,
+        offers: &Offers,
+        source: Option<SourceId>,
+    ) -> Result<(), Refused> {
+        let before = source.map_or(0, |source| self.sources[source.0 as usize].places.len());
+        self.check_len(self.len - before + offers.len())
+    }
+
+    /// Whether there may be so many leases.
     fn check_len(&self, len: usize) -> Result<(), Refused> {
-        match len <= self.len_max.max(self.len) {
+        match len <= self.len_max {
             true => Ok(()),
             false => Err(Refused::Full(self.len_max)),
         }
@@ -277,6 +301,7 @@ impl LeaseTable {
     ) -> Result<(), Refused> {
         let known = self.by_name.get(source).copied();
         self.check_epoch(known, epoch)?;
+        self.settle(place);
         let claim = known.and_then(|source| Some((source, self.claims.claim(place, source)?)));
         let (source, claim) = claim.ok_or(Refused::NoLease(place.network))?;
         if session.is_some_and(|session| *session != *claim.session) {
@@ -326,68 +351,24 @@ impl LeaseTable {
         epoch: Option<u64>,
         offers: &[Offer<'_>],
     ) -> Result<(), (Option<usize>, Refused)> {
-        let known = self.by_name.get(source).copied();
         let whole = |refused| (None, refused);
-        self.check_epoch(known, epoch).map_err(whole)?;
-        let mut wanted = HashMap::with_capacity(offers.len());
+        let mut wanted = Offers::of(source, epoch);
+        self.check_set(&wanted).map_err(whole)?;
         for (position, offer) in offers.iter().enumerate() {
-            let at = |refused| (Some(position), refused);
-            let device = self.claims.find(offer).map_err(at)?;
-            // A set takes over from whatever the source said before.
-            let offer = Offer {
-                replace: true,
-                ..*offer
-            };
-            self.check_holder(known, epoch, &offer, device)
-                .map_err(at)?;
-            if wanted.insert(offer.place, (offer, device)).is_some() {
-                return Err(at(Refused::Repeated(offer.place.network)));
-            }
+            self.settle(offer.place);
+            self.check_offer(&mut wanted, offer, position)
+                .map_err(|refused| (Some(position), refused))?;
         }
-        if let Some(position) = check_pairs(offers, &wanted) {
-            let network = offers[position].place.network;
-            return Err((Some(position), Refused::Repeated(network)));
-        }
-        if self.len + wanted.len() > self.len_max {
-            let before = known.map_or(0, |source| self.places_of(source).len());
-            self.check_len(self.len - before + wanted.len())
-                .map_err(whole)?;
-        }
+        let known = self.by_name.get(source).copied();
+        self.check_room_for(&wanted, known).map_err(whole)?;
         let source = self.source(source).map_err(whole)?;
         self.begin_epoch(source, epoch);
         let mut places = self.places_of(source);
-        places.retain(|place| !wanted.contains_key(place));
+        places.retain(|place| !wanted.has(*place));
         self.leave(&places, source);
-        for (offer, device) in wanted.into_values() {
-            self.put(source, &offer, device, self.claims.now);
+        for (place, wanted) in wanted.into_each() {
+            self.put_wanted(source, place, wanted);
         }
-        Ok(())
-    }
-
-    /// Takes a claim in that is remembered from before a restart, said at `said` at the latest, and
-    /// believed until `until`.
-    ///
-    /// # Errors
-    /// [`Refused`]: it is not known any more, or is over.
-    pub fn restore(
-        &mut self,
-        source: &str,
-        epoch: u64,
-        offer: &Offer<'_>,
-        (said, until): (UnixMs, UnixMs),
-    ) -> Result<(), Refused> {
-        let device = self.claims.find(offer)?;
-        let source = self.source(source)?;
-        let newest = &mut self.sources[source.0 as usize].epoch;
-        *newest = epoch.max(*newest);
-        self.put(source, offer, device, said);
-        let claim = self
-            .claims
-            .claim_mut(offer.place, source)
-            .expect("put just now");
-        claim.epoch = epoch;
-        claim.standing = Standing::Unconfirmed(until);
-        self.timers.insert((until, offer.place, source));
         Ok(())
     }
 
@@ -411,31 +392,17 @@ impl LeaseTable {
             return None;
         }
         self.revision += 1;
-        let mut stale = mem::take(&mut self.stale);
+        let stale: Vec<Place> = mem::take(&mut self.stale).into_iter().collect();
         let mut moved = Vec::new();
-        for number in 0..self.tables.len() {
-            let scope = Scope(number as u8);
-            let table = Arc::clone(&self.tables[number]);
-            let places = stale.iter().filter(|place| place.scope == scope);
-            let mut changes = Vec::new();
-            for place in places {
-                let entry = self.claims.verdict(*place).entry();
-                if table.lookup(place.network) != entry {
-                    changes.push(change(place.network, entry));
-                    moved.push((scope, place.network));
-                }
+        for places in stale.chunk_by(|one, next| one.scope == next.scope) {
+            let scope = places[0].scope;
+            let number = usize::from(scope.0);
+            if let Some((table, networks)) = self.changed(&self.tables[number], places) {
+                self.tables[number] = Arc::new(table);
+                moved.extend(networks.into_iter().map(|network| (scope, network)));
             }
-            if changes.is_empty() {
-                continue;
-            }
-            let many = REBUILT_FLOOR.max(table.len() / REBUILT_PART);
-            self.tables[number] = Arc::new(match changes.len() > many {
-                true => self.claims.built(scope),
-                false => table.with_changes(changes),
-            });
+            self.change_next(places);
         }
-        stale.clear();
-        self.stale = stale; // For its room.
         Some(Commit {
             identities: self.identities(),
             moved,
@@ -445,18 +412,49 @@ impl LeaseTable {
         })
     }
 
+    /// `table` as it has to be at `places`, and the networks that are another's then; `None`: it is.
+    pub(super) fn changed(
+        &self,
+        table: &IdentityTable,
+        places: &[Place],
+    ) -> Option<(IdentityTable, Vec<IpNet>)> {
+        let mut changes = Vec::new();
+        let mut networks = Vec::new();
+        for place in places {
+            let entry = self.claims.verdict(*place).entry();
+            if table.lookup(place.network) != entry {
+                changes.push(change(place.network, entry));
+                networks.push(place.network);
+            }
+        }
+        (!changes.is_empty()).then(|| (table.with_changes(changes), networks))
+    }
+
     /// What `source` says of `place`.
     pub fn lease(&self, place: Place, source: SourceId) -> Option<Lease<'_>> {
         let claim = self.claims.claim(place, source)?;
         Some(self.shown(place, claim))
     }
 
-    /// All leases, in no order.
-    pub fn leases(&self) -> impl Iterator<Item = Lease<'_>> {
-        self.claims.by_place.iter().flat_map(|(place, claims)| {
+    /// The leases of each place behind `cursor`, in order; of all, if that is `None`.
+    ///
+    /// Whoever stops at a place can go on behind it later, whatever has changed.
+    pub fn leases_behind(
+        &self,
+        cursor: Option<Place>,
+    ) -> impl Iterator<Item = (Place, impl Iterator<Item = Lease<'_>>)> {
+        let begin = cursor.map_or(Bound::Unbounded, Bound::Excluded);
+        let places = self.claims.by_place.range((begin, Bound::Unbounded));
+        places.map(|(place, claims)| {
             let claims = claims.iter();
-            claims.map(|claim| self.shown(*place, claim))
+            (*place, claims.map(|claim| self.shown(*place, claim)))
         })
+    }
+
+    /// How many leases `source` has.
+    pub fn len_of(&self, source: &str) -> usize {
+        let source = self.by_name.get(source);
+        source.map_or(0, |source| self.sources[source.0 as usize].places.len())
     }
 
     /// The name of a source, and its newest run.
@@ -483,7 +481,11 @@ impl LeaseTable {
         }
     }
 
-    fn check_epoch(&self, source: Option<SourceId>, epoch: Option<u64>) -> Result<(), Refused> {
+    pub(super) fn check_epoch(
+        &self,
+        source: Option<SourceId>,
+        epoch: Option<u64>,
+    ) -> Result<(), Refused> {
         let newest = source.map_or(0, |source| self.sources[source.0 as usize].epoch);
         match epoch {
             Some(epoch) if epoch < newest => Err(Refused::OutOfOrder { newest }),
@@ -508,48 +510,59 @@ impl LeaseTable {
         if let Some(source) = self.by_name.get(name) {
             return Ok(*source);
         }
-        if name == CONFIGURATION {
-            return Err(Refused::Source(
-                "\"config\" is the configuration's own; use another name",
-            ));
-        }
-        if self.sources.len() >= limits::LEASE_SOURCES_MAX {
-            return Err(Refused::Source(
-                "there are too many sources; use names again",
-            ));
-        }
+        self.check_source(name)?;
         let source = SourceId(self.sources.len() as u32);
         let name: Arc<str> = name.into();
         self.by_name.insert(Arc::clone(&name), source);
         self.sources.push(Source {
             name,
             epoch: 0,
+            places: BTreeSet::new(),
             begun: 0,
             reported: None,
         });
         Ok(source)
     }
 
+    /// Whether there is a source of this name, or may be.
+    pub(super) fn check_source(&self, name: &str) -> Result<(), Refused> {
+        if name == CONFIGURATION {
+            return Err(Refused::Source(
+                "\"config\" is the configuration's own; use another name",
+            ));
+        }
+        if self.sources.len() >= limits::LEASE_SOURCES_MAX && !self.by_name.contains_key(name) {
+            return Err(Refused::Source(
+                "there are too many sources; use names again",
+            ));
+        }
+        Ok(())
+    }
+
     /// Ends what `source` claimed in earlier runs than `epoch`.
     fn begin_epoch(&mut self, source: SourceId, epoch: Option<u64>) {
+        if self.note_epoch(source, epoch) {
+            self.empty_set(source);
+            self.leave(&self.places_of(source), source);
+        }
+    }
+
+    /// Notes the newest run of `source`; says whether it is new.
+    pub(super) fn note_epoch(&mut self, source: SourceId, epoch: Option<u64>) -> bool {
         let newest = self.sources[source.0 as usize].epoch;
         let Some(epoch) = epoch.filter(|epoch| *epoch > newest) else {
-            return;
+            return false;
         };
         let known = &mut self.sources[source.0 as usize];
         known.epoch = epoch;
         known.begun = self.claims.now;
         self.begun.push(source);
-        self.leave(&self.places_of(source), source);
+        true
     }
 
     pub(super) fn places_of(&self, source: SourceId) -> Vec<Place> {
-        if let Some(reported) = &self.sources[source.0 as usize].reported {
-            return reported.places.iter().copied().collect();
-        }
-        let claims = self.claims.by_place.iter();
-        let own = claims.filter(|(_, claims)| claims.iter().any(|claim| claim.source == source));
-        own.map(|(place, _)| *place).collect()
+        let places = self.sources[source.0 as usize].places.iter();
+        places.copied().collect()
     }
 
     pub(super) fn put(
@@ -590,6 +603,7 @@ impl LeaseTable {
             None => {
                 claims.push(claim);
                 self.len += 1;
+                self.sources[source.0 as usize].places.insert(place);
             }
         }
         if let Some(expires) = offer.expires {
@@ -609,7 +623,9 @@ impl LeaseTable {
         if claims.is_empty() {
             self.claims.by_place.remove(&place);
         }
-        if let Some(reported) = &mut self.sources[source.0 as usize].reported {
+        let known = &mut self.sources[source.0 as usize];
+        known.places.remove(&place);
+        if let Some(reported) = &mut known.reported {
             reported.ended.insert(place, self.claims.now);
             if reported.places.remove(&place) {
                 self.claims.nested.remove(place);
@@ -645,23 +661,8 @@ impl LeaseTable {
             self.stale.extend(within);
         }
         self.stale.extend(related);
+        self.doubt_set(place);
     }
-}
-
-/// The offer of a set that gives a network to another device in its scope than the set does for all
-/// listeners.
-fn check_pairs(
-    offers: &[Offer<'_>],
-    wanted: &HashMap<Place, (Offer<'_>, DeviceId)>,
-) -> Option<usize> {
-    let device = |place| wanted.get(&place).map(|(_, device)| *device);
-    offers.iter().position(|offer| {
-        let common = device(Place {
-            scope: Scope::NONE,
-            ..offer.place
-        });
-        common.is_some() && common != device(offer.place)
-    })
 }
 
 /// Whether it is one address.

@@ -1,0 +1,403 @@
+//! A whole set of a source on its way into the table, in turns: others' changes come in between.
+//!
+//! It is checked first, offer by offer, and may be refused: nothing has changed then. From there on
+//! nothing can refuse it, and whoever claims what it has is told that it is taken. What it changes is
+//! held back from the cores until all of it is in; they see it at once. An address about which
+//! somebody says something meanwhile goes ahead of the others, so that no answer rests on what the set
+//! has overtaken.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    ops::Bound,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    claim::{Offer, Place, Refused, SourceId, UnixMs},
+    directory::DeviceId,
+    table::{Commit, LeaseTable},
+};
+use crate::{
+    limits,
+    snapshot::{identity::IdentityTable, scope::Scope},
+};
+
+/// What a set is to have.
+#[derive(Debug)]
+pub struct Offers {
+    source: Box<str>,
+    epoch: Option<u64>,
+    wanted: BTreeMap<Place, Wanted>,
+}
+
+/// What a set says of one place.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    device: DeviceId,
+    session: Box<str>,
+    expires: Option<UnixMs>,
+    /// Where it stands in the set.
+    position: usize,
+}
+
+/// A set that comes in by turns.
+#[derive(Debug)]
+pub(super) struct Set {
+    offers: Offers,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// It may still be refused.
+    Checked {
+        /// What has to be checked again: something was said of it since.
+        doubtful: Vec<Place>,
+    },
+    /// It takes effect.
+    Taken(Taken),
+}
+
+#[derive(Debug)]
+struct Taken {
+    source: SourceId,
+    /// Everything up to there is as it has to be.
+    cursor: Option<Place>,
+    /// Behind it, what went ahead.
+    settled: BTreeSet<Place>,
+    /// What the cores will see: of no scope, then of scope 1, 2 …
+    next: Vec<Arc<IdentityTable>>,
+    /// What is another's there than in what they see now.
+    moved: Vec<(Scope, IpNet)>,
+}
+
+impl Offers {
+    /// None yet, of a source's run.
+    pub(super) fn of(source: &str, epoch: Option<u64>) -> Self {
+        Self {
+            source: source.into(),
+            epoch,
+            wanted: BTreeMap::new(),
+        }
+    }
+
+    /// Whether there is one for `place`.
+    pub(super) fn has(&self, place: Place) -> bool {
+        self.wanted.contains_key(&place)
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Each of them.
+    pub(super) fn into_each(self) -> impl Iterator<Item = (Place, Wanted)> {
+        self.wanted.into_iter()
+    }
+}
+
+impl LeaseTable {
+    /// Begins a set that comes in by turns.
+    ///
+    /// # Errors
+    /// [`Refused`]; there is no set then.
+    pub fn begin_set(&mut self, source: &str, epoch: Option<u64>) -> Result<(), Refused> {
+        let offers = Offers::of(source, epoch);
+        self.check_set(&offers)?;
+        let stage = Stage::Checked {
+            doubtful: Vec::new(),
+        };
+        self.set = Some(Set { offers, stage });
+        Ok(())
+    }
+
+    /// Takes an offer into the set that has begun; `position` is where it stands there.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed.
+    pub fn add_to_set(&mut self, offer: &Offer<'_>, position: usize) -> Result<(), Refused> {
+        let Some(mut set) = self.set.take() else {
+            return Ok(());
+        };
+        let checked = self.check_offer(&mut set.offers, offer, position);
+        self.set = Some(set);
+        checked
+    }
+
+    /// Checks up to a turn's worth of what was said meanwhile against the set; says whether that was
+    /// all, and the set is being taken in from now on.
+    ///
+    /// # Errors
+    /// [`Refused`], with the position of the offer at fault if it is one; nothing has changed.
+    pub fn close_set(&mut self) -> Result<bool, (Option<usize>, Refused)> {
+        let Some(Set { offers, stage }) = &mut self.set else {
+            return Ok(true);
+        };
+        let Stage::Checked { doubtful } = stage else {
+            return Ok(true);
+        };
+        let left = doubtful.len().saturating_sub(limits::LEASE_TURN);
+        let doubtful = doubtful.split_off(left);
+        let (epoch, known) = (offers.epoch, self.by_name.get(&*offers.source).copied());
+        for place in doubtful {
+            let Some(wanted) = self
+                .set
+                .as_ref()
+                .and_then(|set| set.offers.wanted.get(&place))
+            else {
+                continue;
+            };
+            let checked = self.check_holder(known, epoch, &wanted.offer(place), wanted.device);
+            checked.map_err(|refused| (Some(wanted.position), refused))?;
+        }
+        if left > 0 {
+            return Ok(false);
+        }
+        self.open_set().map_err(|refused| (None, refused))?;
+        Ok(true)
+    }
+
+    fn open_set(&mut self) -> Result<(), Refused> {
+        let Some(mut set) = self.set.take() else {
+            return Ok(());
+        };
+        // Not known until now: somebody else may have used it, or the last that there was.
+        let opened = self.check_set(&set.offers).and_then(|()| {
+            let known = self.by_name.get(&*set.offers.source).copied();
+            self.check_room_for(&set.offers, known)?;
+            self.source(&set.offers.source)
+        });
+        if let Ok(source) = opened {
+            self.note_epoch(source, set.offers.epoch);
+            set.stage = Stage::Taken(Taken {
+                source,
+                cursor: None,
+                settled: BTreeSet::new(),
+                next: self.tables.clone(),
+                moved: Vec::new(),
+            });
+        }
+        self.set = Some(set);
+        opened.map(drop)
+    }
+
+    /// Whether a set is being taken in that nothing can refuse any more.
+    pub fn is_taking(&self) -> bool {
+        let stage = self.set.as_ref().map(|set| &set.stage);
+        matches!(stage, Some(Stage::Taken(_)))
+    }
+
+    /// Name of the source whose set is being taken in.
+    pub fn taken_source(&self) -> Option<&str> {
+        let set = self.set.as_ref().filter(|_| self.is_taking())?;
+        Some(&set.offers.source)
+    }
+
+    /// Gives up a set that was refused. What is returned takes a while to drop.
+    pub fn drop_set(&mut self) -> Option<Offers> {
+        self.set.take().map(|set| set.offers)
+    }
+
+    /// Puts up to `count` leases of the set in place; says whether it is all there.
+    pub fn take_set(&mut self, count: usize) -> bool {
+        for _ in 0..count {
+            let Some((offers, taken)) = self.taken() else {
+                return true;
+            };
+            let source = taken.source;
+            let behind = taken.cursor.map_or(Bound::Unbounded, Bound::Excluded);
+            let new = offers.wanted.first_entry();
+            let new = new.map(|entry| *entry.key());
+            let places = &self.sources[source.0 as usize].places;
+            let old = places.range((behind, Bound::Unbounded)).next().copied();
+            let Some(place) = [old, new].into_iter().flatten().min() else {
+                return true;
+            };
+            let Some((offers, taken)) = self.taken() else {
+                return true;
+            };
+            taken.cursor = Some(place);
+            let is_settled = taken.settled.remove(&place);
+            match offers.wanted.remove(&place) {
+                Some(wanted) => self.put_wanted(source, place, wanted),
+                None if is_settled => {}
+                None => self.leave(&[place], source),
+            }
+        }
+        false
+    }
+
+    /// Holds back from the cores what has changed; answers what that was.
+    pub fn hold(&mut self) -> Commit {
+        let stale: Vec<Place> = mem::take(&mut self.stale).into_iter().collect();
+        for places in stale.chunk_by(|one, next| one.scope == next.scope) {
+            self.change_next(places);
+        }
+        Commit {
+            identities: self.identities(),
+            moved: Vec::new(),
+            touched: mem::take(&mut self.touched),
+            begun: mem::take(&mut self.begun),
+            revision: self.revision,
+        }
+    }
+
+    /// Ends a set that is all there: what was held back is what the cores are to see.
+    pub fn finish_set(&mut self) -> Option<Commit> {
+        let Stage::Taken(taken) = self.set.take()?.stage else {
+            return None;
+        };
+        self.tables = taken.next;
+        self.revision += 1;
+        Some(Commit {
+            identities: self.identities(),
+            moved: taken.moved,
+            touched: Vec::new(),
+            begun: Vec::new(),
+            revision: self.revision,
+        })
+    }
+
+    /// Brings `places`, all of one scope, up to date in what the cores will see.
+    pub(super) fn change_next(&mut self, places: &[Place]) {
+        let scope = places[0].scope;
+        let number = usize::from(scope.0);
+        let Some((_, taken)) = self.taken() else {
+            return;
+        };
+        let next = Arc::clone(&taken.next[number]);
+        let Some((table, networks)) = self.changed(&next, places) else {
+            return;
+        };
+        if let Some((_, taken)) = self.taken() {
+            taken.next[number] = Arc::new(table);
+            // One more than are told apart says as much as all of them.
+            let room = (limits::MOVED_NETWORKS_MAX + 1).saturating_sub(taken.moved.len());
+            let networks = networks.into_iter().take(room);
+            taken.moved.extend(networks.map(|network| (scope, network)));
+        }
+    }
+
+    /// Has the set's word on `place`, and on what counts for it, go ahead of the rest.
+    pub(super) fn settle(&mut self, place: Place) {
+        if !self.is_taking() {
+            return;
+        }
+        for place in self.claims.related(place) {
+            let Some((offers, taken)) = self.taken() else {
+                return;
+            };
+            let source = taken.source;
+            if taken.cursor.is_some_and(|cursor| place <= cursor) {
+                // It is in place, and has been held back.
+                self.stale.insert(place);
+                continue;
+            }
+            if !taken.settled.insert(place) {
+                continue;
+            }
+            match offers.wanted.remove(&place) {
+                Some(wanted) => self.put_wanted(source, place, wanted),
+                None if self.claims.claim(place, source).is_some() => self.leave(&[place], source),
+                None => {}
+            }
+        }
+    }
+
+    /// Has what was said of `place`, and of what it counts for, checked against the set once more.
+    pub(super) fn doubt_set(&mut self, place: Place) {
+        if let Some(Set { offers, stage }) = &mut self.set
+            && let Stage::Checked { doubtful } = stage
+        {
+            let related = self.claims.related(place);
+            doubtful.extend(related.filter(|place| offers.has(*place)));
+        }
+    }
+
+    /// Leaves nothing of a set that `source` has overtaken itself, with a new run.
+    pub(super) fn empty_set(&mut self, source: SourceId) {
+        if let Some((offers, taken)) = self.taken()
+            && taken.source == source
+        {
+            offers.wanted.clear();
+        }
+    }
+
+    /// Whether a source may have such a set.
+    ///
+    /// # Errors
+    /// [`Refused`]
+    pub(super) fn check_set(&self, offers: &Offers) -> Result<(), Refused> {
+        let known = self.by_name.get(&*offers.source).copied();
+        self.check_epoch(known, offers.epoch)?;
+        self.check_source(&offers.source)
+    }
+
+    /// Takes one more offer into a set.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed.
+    pub(super) fn check_offer(
+        &self,
+        offers: &mut Offers,
+        offer: &Offer<'_>,
+        position: usize,
+    ) -> Result<(), Refused> {
+        let device = self.claims.find(offer)?;
+        let known = self.by_name.get(&*offers.source).copied();
+        // A set takes over from whatever the source said before.
+        let offer = Offer {
+            replace: true,
+            ..*offer
+        };
+        self.check_holder(known, offers.epoch, &offer, device)?;
+        // Nor may it give a network to one device in a scope, and to another for all.
+        let mut related = self.claims.related(offer.place);
+        let is_repeated = related.any(|place| {
+            let other = offers.wanted.get(&place);
+            other.is_some_and(|other| place == offer.place || other.device != device)
+        });
+        if is_repeated {
+            return Err(Refused::Repeated(offer.place.network));
+        }
+        let wanted = Wanted {
+            device,
+            session: offer.session.into(),
+            expires: offer.expires,
+            position,
+        };
+        offers.wanted.insert(offer.place, wanted);
+        Ok(())
+    }
+
+    pub(super) fn put_wanted(&mut self, source: SourceId, place: Place, wanted: Wanted) {
+        let now = self.claims.now;
+        self.put(source, &wanted.offer(place), wanted.device, now);
+    }
+
+    fn taken(&mut self) -> Option<(&mut Offers, &mut Taken)> {
+        let set = self.set.as_mut()?;
+        match &mut set.stage {
+            Stage::Taken(taken) => Some((&mut set.offers, taken)),
+            Stage::Checked { .. } => None,
+        }
+    }
+}
+
+impl Wanted {
+    /// As an offer of `place`, whose account and device have been found already.
+    fn offer(&self, place: Place) -> Offer<'_> {
+        Offer {
+            place,
+            account: "",
+            device: "",
+            session: &self.session,
+            expires: self.expires,
+            replace: true,
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! A large set that comes in by turns, on the table alone: others change leases in between, and nobody
+//! ever sees a state that no order of whole changes would lead to.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use m2u::{
+    config::settings::{Account, Device, Fleet},
+    control::lease::{
+        claim::{Offer, Place, Refused},
+        directory::Directory,
+        table::LeaseTable,
+    },
+    snapshot::{identity::IdentityTable, route::AccountId, scope::Scope},
+};
+
+const DEVICES: usize = 4;
+const HOSTS: usize = 24;
+const SOURCES: [&str; 3] = ["fleet", "hub", "manual"];
+const ROUNDS: u64 = 20_000;
+
+/// Reproducible, and good enough to shuffle (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) as usize % bound
+    }
+}
+
+fn table() -> LeaseTable {
+    let mut fleet = Fleet::default();
+    for number in 0..DEVICES {
+        fleet.push(Device {
+            name: &number.to_string(),
+            serial: "1",
+            networks: &[],
+        });
+    }
+    let account = Account {
+        reference: "acme".to_owned(),
+        expose_identity: true,
+        servers: Vec::new(),
+        devices: fleet,
+    };
+    let directory = Directory::build([(AccountId(1), &account)].into_iter());
+    let mut table = LeaseTable::new(0);
+    table.adopt(directory, Arc::new(IdentityTable::default()));
+    table.advance(1_000);
+    table
+}
+
+fn address(host: usize) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, host as u8).into()
+}
+
+fn place(host: usize) -> Place {
+    Place {
+        scope: Scope::NONE,
+        network: IpNet::from(address(host)),
+    }
+}
+
+fn offer(host: usize, device: &str) -> Offer<'_> {
+    Offer {
+        place: place(host),
+        account: "acme",
+        device,
+        session: "",
+        expires: None,
+        replace: false,
+    }
+}
+
+/// Who says what of each host.
+#[derive(Clone, Default, PartialEq, Debug)]
+struct Model(BTreeMap<(usize, &'static str), usize>);
+
+impl Model {
+    fn allows(&self, source: &str, host: usize, device: usize, replace: bool) -> bool {
+        SOURCES.iter().all(|other| {
+            let holder = self.0.get(&(host, other));
+            holder.is_none_or(|holder| *holder == device || (replace && *other == source))
+        })
+    }
+
+    fn allows_set(&self, source: &str, set: &BTreeMap<usize, usize>) -> bool {
+        set.iter()
+            .all(|(host, device)| self.allows(source, *host, *device, true))
+    }
+
+    fn put(&mut self, source: &'static str, set: &BTreeMap<usize, usize>) {
+        self.0.retain(|(_, of), _| *of != source);
+        let set = set.iter();
+        self.0
+            .extend(set.map(|(host, device)| ((*host, source), *device)));
+    }
+
+    fn device(&self, host: usize) -> Option<usize> {
+        SOURCES
+            .iter()
+            .find_map(|source| self.0.get(&(host, source)).copied())
+    }
+}
+
+fn any_set(random: &mut Random) -> BTreeMap<usize, usize> {
+    let count = random.below(HOSTS);
+    let hosts = (0..count).map(|_| (random.below(HOSTS), random.below(DEVICES)));
+    hosts.collect()
+}
+
+/// One change by anybody, in the table and in the model; answers the host that it was about.
+fn change(table: &mut LeaseTable, model: &mut Model, random: &mut Random) -> usize {
+    let source = SOURCES[random.below(SOURCES.len())];
+    let (host, device) = (random.below(HOSTS), random.below(DEVICES));
+    if random.below(3) == 0 {
+        let released = table.release(source, None, place(host), None);
+        assert_eq!(released.is_ok(), model.0.remove(&(host, source)).is_some());
+        return host;
+    }
+    let replace = random.below(2) == 0;
+    let name = device.to_string();
+    let wanted = Offer {
+        replace,
+        ..offer(host, &name)
+    };
+    let added = table.add(source, None, &wanted);
+    let is_allowed = model.allows(source, host, device, replace);
+    assert_eq!(added.is_ok(), is_allowed, "{source} {host} {device}");
+    if is_allowed {
+        model.0.insert((host, source), device);
+    }
+    host
+}
+
+/// What is published of each host.
+fn seen(table: &LeaseTable) -> Vec<Option<usize>> {
+    let identities = table.identities();
+    let seen = (0..HOSTS).map(|host| {
+        let found = identities.resolve(Scope::NONE, address(host)).ok()?;
+        found.name.parse().ok()
+    });
+    seen.collect()
+}
+
+fn modelled(model: &Model) -> Vec<Option<usize>> {
+    (0..HOSTS).map(|host| model.device(host)).collect()
+}
+
+/// Takes a set in by turns of the smallest size, with changes in between.
+fn take_by_turns(table: &mut LeaseTable, model: &mut Model, random: &mut Random) -> bool {
+    let (source, set) = ("fleet", any_set(random));
+    let mut meanwhile = |table: &mut LeaseTable, model: &mut Model| {
+        let count = random.below(3);
+        let hosts = (0..count).map(|_| change(table, model, random));
+        let hosts: Vec<usize> = hosts.collect();
+        table.commit();
+        hosts
+    };
+    table.begin_set(source, None).unwrap();
+    for (position, (host, device)) in set.iter().enumerate() {
+        meanwhile(table, model);
+        let is_allowed = model.allows(source, *host, *device, true);
+        let added = table.add_to_set(&offer(*host, &device.to_string()), position);
+        assert_eq!(added.is_ok(), is_allowed);
+        if !is_allowed {
+            table.drop_set();
+            assert_eq!(seen(table), modelled(model));
+            return false;
+        }
+    }
+    meanwhile(table, model);
+    let closed = table.close_set();
+    assert_eq!(closed.is_ok(), model.allows_set(source, &set), "{closed:?}");
+    if closed.is_err() {
+        table.drop_set();
+        assert_eq!(seen(table), modelled(model));
+        return false;
+    }
+    // From here on the set counts, and is not seen.
+    let before = modelled(model);
+    model.put(source, &set);
+    let mut ahead = BTreeSet::new();
+    let mut is_whole = false;
+    while !is_whole {
+        ahead.extend(meanwhile(table, model));
+        for (host, device) in seen(table).into_iter().enumerate() {
+            // Whoever says something of a host sees what the set says of it.
+            let expected = match ahead.contains(&host) {
+                true => model.device(host),
+                false => before[host],
+            };
+            assert_eq!(device, expected, "host {host}, ahead: {ahead:?}");
+        }
+        is_whole = table.take_set(1);
+        table.hold();
+    }
+    let commit = table.finish_set().unwrap();
+    for (host, was) in before.iter().enumerate() {
+        let is_told = commit.moved.contains(&(Scope::NONE, place(host).network));
+        let has_moved = *was != model.device(host);
+        assert!(!has_moved || is_told || ahead.contains(&host), "{host}");
+    }
+    true
+}
+
+#[test]
+fn a_set_by_turns_is_one_change_among_others() {
+    let mut random = Random(20_261_126);
+    let (mut table, mut model) = (table(), Model::default());
+    let (mut taken, mut refused) = (0, 0);
+    for round in 0..ROUNDS {
+        for _ in 0..random.below(4) {
+            change(&mut table, &mut model, &mut random);
+            table.commit();
+        }
+        if round % 16 == 0 {
+            // Room for sets that are not refused.
+            for source in ["hub", "manual"] {
+                table.sync(source, None, &[]).unwrap();
+                model.put(source, &BTreeMap::new());
+            }
+            table.commit();
+        }
+        match take_by_turns(&mut table, &mut model, &mut random) {
+            true => taken += 1,
+            false => refused += 1,
+        }
+        assert_eq!(seen(&table), modelled(&model), "round {round}");
+        assert_eq!(table.len(), model.0.len());
+    }
+    println!("{taken} sets taken in, {refused} refused");
+    assert!(taken > ROUNDS / 10 && refused > ROUNDS / 10);
+}
+
+#[test]
+fn a_set_says_nothing_twice_nor_of_an_earlier_run() {
+    let mut table = table();
+    table.add("fleet", Some(5), &offer(1, "0")).unwrap();
+    let old = table.begin_set("fleet", Some(4));
+    assert_eq!(old, Err(Refused::OutOfOrder { newest: 5 }));
+    table.begin_set("fleet", None).unwrap();
+    table.add_to_set(&offer(2, "0"), 0).unwrap();
+    let again = table.add_to_set(&offer(2, "0"), 1);
+    assert_eq!(again, Err(Refused::Repeated(place(2).network)));
+    // A new run that begins meanwhile has overtaken it.
+    table.drop_set();
+    table.begin_set("fleet", Some(5)).unwrap();
+    table.add_to_set(&offer(2, "0"), 0).unwrap();
+    table.add("fleet", Some(6), &offer(3, "1")).unwrap();
+    let closed = table.close_set();
+    assert_eq!(closed, Err((None, Refused::OutOfOrder { newest: 6 })));
+    table.drop_set();
+    // Likewise once nothing can refuse it any more.
+    table.begin_set("fleet", Some(6)).unwrap();
+    table.add_to_set(&offer(2, "0"), 0).unwrap();
+    table.add_to_set(&offer(4, "0"), 1).unwrap();
+    assert_eq!(table.close_set(), Ok(true));
+    table.add("fleet", Some(7), &offer(3, "1")).unwrap();
+    while !table.take_set(1) {
+        table.hold();
+    }
+    table.hold();
+    table.finish_set().unwrap();
+    table.commit();
+    let known: Vec<_> = (0..HOSTS)
+        .filter(|host| seen(&table)[*host].is_some())
+        .collect();
+    assert_eq!(known, [3]);
+}
+
+#[test]
+fn whoever_stops_at_a_place_goes_on_behind_it() {
+    let mut random = Random(7);
+    let (mut table, mut model) = (table(), Model::default());
+    for _ in 0..200 {
+        let before = model.clone();
+        let (mut cursor, mut shown, mut touched) = (None, Vec::new(), BTreeSet::new());
+        loop {
+            let Some((place, leases)) = table.leases_behind(cursor).next() else {
+                break;
+            };
+            let IpAddr::V4(host) = place.network.addr() else {
+                panic!("there are only these");
+            };
+            let host = usize::from(host.octets()[3]);
+            shown.extend(leases.map(|lease| (host, lease.source.to_owned())));
+            cursor = Some(place);
+            for _ in 0..random.below(3) {
+                touched.insert(change(&mut table, &mut model, &mut random));
+            }
+            table.commit();
+        }
+        let places: Vec<_> = shown.iter().map(|(host, _)| *host).collect();
+        assert!(places.is_sorted());
+        for (host, source) in before.0.keys().filter(|(host, _)| !touched.contains(host)) {
+            let of_it = |(other, by): &&(usize, String)| other == host && by == source;
+            assert_eq!(shown.iter().filter(of_it).count(), 1, "{host} {source}");
+        }
+        let known: BTreeSet<_> = shown.iter().collect();
+        assert_eq!(known.len(), shown.len(), "none is there twice");
+    }
+}
+
+#[test]
+fn what_ends_at_once_ends_in_turns() {
+    let mut table = table();
+    let count = 3 * m2u::limits::LEASE_TURN;
+    for number in 0..count {
+        let network = IpNet::from(IpAddr::from(Ipv4Addr::from_bits(
+            0x0a01_0000 + number as u32,
+        )));
+        let offer = Offer {
+            place: Place {
+                scope: Scope::NONE,
+                network,
+            },
+            expires: Some(2_000),
+            ..offer(0, "0")
+        };
+        table.add("fleet", None, &offer).unwrap();
+    }
+    table.commit();
+    table.advance(2_000);
+    assert!(table.is_behind() && !table.is_empty());
+    let ended = table.commit().unwrap();
+    assert_eq!(ended.moved.len(), m2u::limits::LEASE_TURN);
+    while table.is_behind() {
+        table.advance(2_000);
+        table.commit();
+    }
+    assert!(table.is_empty() && table.next_timer().is_none());
+}
