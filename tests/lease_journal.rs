@@ -287,6 +287,29 @@ fn crash_after_crash_makes_no_lease_younger() {
 }
 
 #[test]
+fn a_run_that_ended_before_its_journal_was_written_anew_made_nothing_younger() {
+    let upstream = Upstream::echo();
+    for (age_ms, expected) in [(300_000, Ok("press-07".to_owned())), (660_000, Err(503))] {
+        let (gateway, _feed) = gateway(&upstream);
+        let gateway = gateway.crash_and_restart(|folder| {
+            let text = fs::read_to_string(folder.join("journal")).unwrap();
+            let is_begun = |line: &&str| {
+                ["{\"head\"", "{\"alive\""]
+                    .iter()
+                    .any(|s| line.starts_with(s))
+            };
+            let begun: Vec<_> = text.lines().filter(is_begun).collect();
+            age(folder, age_ms);
+            // All that it wrote: that it had begun, and was at work until now.
+            append(folder, begun.join("\n") + "\n");
+        });
+        let seen = whose("127.0.0.7", gateway.address());
+        assert_eq!(seen, expected, "{age_ms}");
+        gateway.stop();
+    }
+}
+
+#[test]
 fn setting_the_clock_between_two_runs_changes_no_age() {
     let upstream = Upstream::echo();
     for step in [-HOUR_MS, HOUR_MS] {

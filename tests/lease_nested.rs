@@ -82,6 +82,12 @@ fn add(table: &mut LeaseTable, source: &str, network: &str, device: &str) {
     table.add(source, None, &offer(0, network, device)).unwrap();
 }
 
+/// Has the table remember what the hub north said of `network`, as if it was confirmed just now.
+fn remember(table: &mut LeaseTable, network: &str, device: &str) {
+    let offer = offer(0, network, device);
+    table.recall(NORTH, 0, &offer, None).unwrap();
+}
+
 /// Has the table hear a report of the hub north; answers what could not be served.
 fn report(table: &mut LeaseTable, as_of: u64, routes: &[(&str, &str)]) -> Vec<String> {
     let offers = routes.iter().map(|(network, who)| offer(0, network, who));
@@ -354,4 +360,45 @@ fn a_session_is_released_as_a_whole_and_no_other() {
     let late = table.release_session(NORTH, Some(6), "press");
     assert_eq!(late.unwrap_err().token(), "out_of_order");
     assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+}
+
+#[test]
+fn what_was_nobodys_in_a_network_is_nobodys_after_a_restart() {
+    let mut table = table();
+    remember(&mut table, OUTER, "press");
+    remember(&mut table, "10.8.0.7", "saw");
+    table.carry(0, 5_000, |_, _| false);
+    table.publish_recalled(900);
+    // Who was in it, and is known to nobody, is forgotten.
+    assert_whose(
+        &mut table,
+        0,
+        &[(ALONE, UNCONFIRMED), ("10.8.0.7", Ok("saw"))],
+    );
+    // A hook does not tell either, whether it is the same network or another one.
+    add(&mut table, NORTH, OUTER, "press");
+    add(&mut table, NORTH, "10.200.0.0/16", "mill");
+    assert_whose(
+        &mut table,
+        0,
+        &[(ALONE, UNCONFIRMED), ("10.200.0.1", UNCONFIRMED)],
+    );
+    // The hub itself does.
+    table.advance(2_000);
+    report(
+        &mut table,
+        1_500,
+        &[
+            (OUTER, "press"),
+            ("10.200.0.0/16", "mill"),
+            ("10.8.0.7", "saw"),
+        ],
+    );
+    assert_whose(
+        &mut table,
+        0,
+        &[(ALONE, Ok("press")), ("10.200.0.1", Ok("mill"))],
+    );
+    add(&mut table, NORTH, "10.201.0.0/16", "mill");
+    assert_whose(&mut table, 0, &[("10.201.0.1", Ok("mill"))]);
 }

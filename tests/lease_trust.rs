@@ -170,7 +170,23 @@ fn a_name_that_a_hub_no_longer_has_speaks_for_nobody() {
         connect(&gateway).leases(),
         ["127.0.0.9 press-09 unconfirmed"]
     );
-    gateway.stop();
+    // Nor does one with other names, or without the hub, bring back what they no longer mean.
+    let west =
+        hubs(&upstream.url(), "b = \"acme/press-07\"", south).replace("\"south\"", "\"west\"");
+    for other in [with(whole, "c = \"acme/press-08\""), west] {
+        let gateway = Gateway::start(&with(whole, south));
+        let mut feed = connect(&gateway);
+        feed.done(&add("south", "127.0.0.9", "c"));
+        let gateway = gateway.crash_and_restart(|folder| {
+            fs::write(folder.join("m2u.toml"), &other).unwrap();
+        });
+        let left = connect(&gateway).leases();
+        assert!(
+            !left.iter().any(|lease| lease.contains("127.0.0.9")),
+            "{left:?}"
+        );
+        gateway.stop();
+    }
 }
 
 /// The other hub's lease is there, and no other.

@@ -104,7 +104,8 @@ impl Registry {
         }
         if memory.unknown > 0 {
             news.push(format!(
-                "{} leases of the journal are of devices or scopes that are not configured",
+                "{} leases of the journal are of devices or scopes that are not configured, or no longer \
+                 what their hub's names stand for",
                 memory.unknown
             ));
         }
@@ -158,6 +159,10 @@ impl Registry {
     fn recall_lease(&mut self, lease: &Shown<'_>, network: ipnet::IpNet) -> Result<(), Fault> {
         let scope = self.names.scope(lease.scope.as_deref())?;
         let place = Place { scope, network };
+        if !self.names.still_says(lease) {
+            self.table.forget(&lease.source, place);
+            return Err(names::malformed("its hub says otherwise now"));
+        }
         let offer = Offer {
             place,
             account: &lease.account,

@@ -7,9 +7,13 @@ use std::borrow::Cow;
 use super::{
     claim::{Offer, Place, UnixMs},
     openvpn::poll::Hubs,
-    protocol::{self, Request},
+    protocol::{self, Request, Shown},
 };
-use crate::{config::settings::Listen, limits, snapshot::scope::Scope};
+use crate::{
+    config::settings::{Hub, Listen},
+    limits,
+    snapshot::scope::Scope,
+};
 
 /// Why a request is not done: in one word, and in a sentence.
 pub(super) type Fault = (&'static str, String);
@@ -127,6 +131,25 @@ impl Names {
             expires: expires_in.map(|seconds| now + u64::from(seconds) * 1_000),
             replace: request.replace,
         })
+    }
+
+    /// Whether the source of a lease, if it is a hub, would say the same by the configuration of now:
+    /// it may have changed while the gateway was away.
+    pub(super) fn still_says(&self, lease: &Shown<'_>) -> bool {
+        if !lease.source.starts_with(Hub::SOURCE_PREFIX) {
+            return true;
+        }
+        let Some(hub) = self.hubs.hub(&lease.source) else {
+            return false;
+        };
+        let session = lease.session.as_deref().unwrap_or_default();
+        let device = match session.rsplit_once('@') {
+            Some((name, _)) => hub.common_names.device(name),
+            // Somebody said it in the hub's name.
+            None => Some((&*lease.account, &*lease.device)),
+        };
+        device == Some((&*lease.account, &*lease.device))
+            && hub.scope.as_deref() == lease.scope.as_deref()
     }
 
     /// Account and device, as a request has them or as its hub knows them.

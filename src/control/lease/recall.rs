@@ -2,13 +2,13 @@
 //!
 //! They come as the journal has them, the last word counting, each run's in its own time; they are
 //! taken from one run's time into the next one's, and published at the end. Nothing is remembered as
-//! confirmed.
+//! confirmed, and of a hub's networks nothing is served before it has been seen again.
 
 use std::mem;
 
 use super::{
     claim::{Claim, Offer, Place, Refused, Standing, UnixMs},
-    table::LeaseTable,
+    table::{LeaseTable, is_host},
 };
 
 /// What came of what was remembered.
@@ -118,10 +118,15 @@ impl LeaseTable {
                     return false;
                 }
                 let known = &mut self.sources[claim.source.0 as usize];
-                if let Some(reported) = &mut known.reported
-                    && reported.places.insert(*place)
-                {
-                    self.claims.nested.add(*place);
+                if let Some(reported) = &mut known.reported {
+                    reported.is_forgetful = true;
+                    if reported.places.insert(*place) {
+                        self.claims.nested.add(*place);
+                    }
+                    // Somebody else may have been in it.
+                    if !is_host(*place) {
+                        claim.standing = Standing::Unconfirmed(0);
+                    }
                 }
                 if let Standing::Unconfirmed(until) = claim.standing {
                     recalled.until = recalled.until.max(until);

@@ -12,7 +12,7 @@ use super::{
     claim::{Offer, Place, Refused, SourceId, Standing, UnixMs},
     directory::DeviceId,
     nested::Why,
-    table::LeaseTable,
+    table::{LeaseTable, is_host},
 };
 
 /// What was seen at a hub.
@@ -31,6 +31,9 @@ pub(super) struct Reported {
     pub(super) places: HashSet<Place>,
     /// When claims ended that a report may still have.
     pub(super) ended: HashMap<Place, UnixMs>,
+    /// No report has been taken in since a restart, in which it was forgotten what is nobody's in the
+    /// networks of its clients.
+    pub(super) is_forgetful: bool,
 }
 
 impl LeaseTable {
@@ -142,7 +145,9 @@ impl LeaseTable {
             self.mark_stale(place, source);
         }
         let reported = &mut self.sources[source.0 as usize].reported;
-        reported.get_or_insert_default().ended = ended;
+        let reported = reported.get_or_insert_default();
+        reported.ended = ended;
+        reported.is_forgetful = false;
         refused.extend(offers.iter().filter_map(|offer| self.nested(offer.place)));
         refused
     }
@@ -166,6 +171,12 @@ impl LeaseTable {
             device.is_some_and(|device| claim.device != device)
                 || !claim.is_believed(self.claims.now)
         }) || self.claims.nested.is_withheld_for(place, hub)
+            || (!is_host(place) && self.is_forgetful(hub))
+    }
+
+    fn is_forgetful(&self, hub: SourceId) -> bool {
+        let reported = self.sources[hub.0 as usize].reported.as_ref();
+        reported.is_some_and(|reported| reported.is_forgetful)
     }
 
     /// Has a claim wait for the next report on its source.
@@ -176,6 +187,7 @@ impl LeaseTable {
         let now = self.claims.now;
         if let Some(claim) = self.claims.claim_mut(place, source) {
             claim.standing = Standing::Unconfirmed(now);
+            self.touch(place, source);
         }
     }
 

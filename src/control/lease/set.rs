@@ -191,6 +191,13 @@ impl LeaseTable {
         matches!(stage, Some(Stage::Taken(_)))
     }
 
+    /// Whether nobody may end a session of `source` now: what its set has ended of that by now, the cores
+    /// still see.
+    pub(super) fn is_taking_of(&self, source: SourceId) -> bool {
+        let stage = self.set.as_ref().map(|set| &set.stage);
+        matches!(stage, Some(Stage::Taken(taken)) if taken.source == source)
+    }
+
     /// Name of the source whose set is being taken in.
     pub fn taken_source(&self) -> Option<&str> {
         let set = self.set.as_ref().filter(|_| self.is_taking())?;
@@ -334,6 +341,11 @@ impl LeaseTable {
     pub(super) fn check_set(&self, offers: &Offers) -> Result<(), Refused> {
         let known = self.by_name.get(&*offers.source).copied();
         self.check_epoch(known, offers.epoch)?;
+        if known.is_some_and(|source| self.claims.nested.is_hub(source)) {
+            return Err(Refused::Source(
+                "the source is a hub, whose whole set its status says; add and release what changes",
+            ));
+        }
         self.check_source(&offers.source)
     }
 

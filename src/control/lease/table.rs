@@ -329,6 +329,11 @@ impl LeaseTable {
         let known = self.by_name.get(source).copied();
         self.check_epoch(known, epoch)?;
         let source = known.ok_or(Refused::NoSession)?;
+        if self.is_taking_of(source) {
+            return Err(Refused::Source(
+                "the source has a set on its way; end its session once that is done",
+            ));
+        }
         let mut places = self.places_of(source);
         places.retain(|place| {
             let claim = self.claims.claim(*place, source);
@@ -336,6 +341,9 @@ impl LeaseTable {
         });
         if places.is_empty() {
             return Err(Refused::NoSession);
+        }
+        for place in &places {
+            self.settle(*place);
         }
         self.leave(&places, source);
         Ok(())
@@ -647,7 +655,7 @@ impl LeaseTable {
         }
     }
 
-    fn touch(&mut self, place: Place, source: SourceId) {
+    pub(super) fn touch(&mut self, place: Place, source: SourceId) {
         self.touched.push((place, source));
         self.mark_stale(place, source);
     }

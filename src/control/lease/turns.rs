@@ -37,15 +37,6 @@ impl Started {
         Self { batch, answers }
     }
 
-    /// Whether nobody waits any more for the set that is next, which has not begun.
-    fn is_given_up(&mut self) -> bool {
-        let is_untouched = match self.set() {
-            Some(Job::Sync { lines, .. }) => lines.is_untouched(),
-            _ => false,
-        };
-        is_untouched && self.batch.peer.is_gone()
-    }
-
     /// The set that is next.
     fn set(&mut self) -> Option<&mut Job> {
         let next = self.answers.len();
@@ -157,8 +148,12 @@ impl Registry {
         let Some(mut started) = self.sets.pop_front() else {
             return;
         };
-        let answer = match started.is_given_up() {
-            true => Some(self.give_up_job()),
+        // As long as it can be refused, it ends with whoever waits for it.
+        let answer = match !self.table.is_taking() && started.batch.peer.is_gone() {
+            true => {
+                self.discard(&mut started);
+                Some(self.give_up_job())
+            }
             false => self.advance_set(&mut started, publish),
         };
         let Some(answer) = answer else {
