@@ -16,35 +16,12 @@ use std::{
 use common::{
     feed::Feed,
     gateway::Gateway,
-    leases::{self, connect, whose},
+    leases::{self, PRESS, add, connect, gateway_of_press, line, whose},
     upstream::Upstream,
     wait_until,
 };
 use m2u::limits;
 use serde_json::{Value, json};
-
-const PRESS: &str =
-    r#"{"op":"add","source":"vpn","address":"127.0.0.7","account":"acme","device":"press-07"}"#;
-
-/// A line that adds an address for a device of `acme`.
-fn add(address: &str, device: &str, more: &str) -> String {
-    format!(
-        r#"{{"op":"add","source":"vpn","address":"{address}","account":"acme","device":"{device}"{more}}}"#
-    )
-}
-
-/// A line of a set.
-fn line(address: &str, device: &str) -> String {
-    format!(r#"{{"address":"{address}","account":"acme","device":"{device}"}}"#)
-}
-
-/// A gateway where press-07 has 127.0.0.7, and a connection to its feed.
-fn gateway(upstream: &Upstream) -> (Gateway, Feed) {
-    let gateway = leases::gateway(&upstream.url(), "");
-    let mut feed = connect(&gateway);
-    feed.done(PRESS);
-    (gateway, feed)
-}
 
 /// Nothing but that address is leased.
 fn is_unchanged(gateway: &Gateway) {
@@ -57,7 +34,7 @@ fn is_unchanged(gateway: &Gateway) {
 #[test]
 fn what_is_no_request_is_refused_with_a_reason() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     for (line, words) in [
         ("hello", "is no request"),
         ("[]", "is no request"),
@@ -120,7 +97,7 @@ fn what_is_no_request_is_refused_with_a_reason() {
 #[test]
 fn a_line_that_is_too_long_ends_the_connection() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let room = limits::FEED_LINE_BYTES_MAX - PRESS.len();
     feed.done(&format!("{PRESS}{}", " ".repeat(room)));
     // What stood before it is done, what stands behind is not.
@@ -147,7 +124,7 @@ fn a_line_that_is_too_long_ends_the_connection() {
 #[test]
 fn what_is_out_of_order_is_refused() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":7"));
     let order = "out_of_order";
     let reason = feed.refused(r#"{"op":"commit","id":3}"#, order);
@@ -181,7 +158,7 @@ fn what_is_out_of_order_is_refused() {
 #[test]
 fn whatever_is_not_known_is_refused() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let other = add("127.0.0.8", "press-08", "");
     for (line, error, words) in [
         (
@@ -232,7 +209,7 @@ fn whatever_is_not_known_is_refused() {
 #[test]
 fn a_set_is_refused_for_its_last_line() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let mut set: Vec<String> = (0..10_000)
         .map(|n| line(&format!("127.1.{}.{}", n / 200, n % 200), "press-08"))
         .collect();
@@ -277,7 +254,7 @@ fn a_set_is_refused_for_its_last_line() {
 #[test]
 fn a_connection_that_ends_within_a_set_changes_nothing() {
     let upstream = Upstream::echo();
-    let (gateway, _feed) = gateway(&upstream);
+    let (gateway, _feed) = gateway_of_press(&upstream);
     for end in ["", "{\"op\":\"commit\"}"] {
         let mut feed = connect(&gateway);
         let set = line("127.0.0.8", "press-08");
@@ -300,7 +277,7 @@ fn a_connection_that_ends_within_a_set_changes_nothing() {
 fn requests_that_are_sent_ahead_are_answered_in_order() {
     const REQUESTS: u64 = 5_000;
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let is_known = |id: u64| !id.is_multiple_of(7);
     let requests = (0..REQUESTS).map(|id| {
         let device = if is_known(id) { "press-08" } else { "saw" };
@@ -381,7 +358,7 @@ fn only_users_that_are_named_may_speak() {
 #[test]
 fn the_socket_of_a_crash_is_replaced_and_a_live_one_is_not() {
     let upstream = Upstream::echo();
-    let (first, _) = gateway(&upstream);
+    let (first, _) = gateway_of_press(&upstream);
     let socket = first.path("feed.sock");
     // Another gateway with the same socket.
     let second = |socket: &Path| {
@@ -481,7 +458,7 @@ fn what_is_asked_behind_a_long_list_is_answered_behind_it() {
 fn sets_are_taken_in_one_after_the_other_while_others_speak() {
     const LEASES: usize = 10 * limits::LEASE_TURN;
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let set = |device: &str, from: usize| {
         let address = |n: usize| format!("127.1.{}.{}", n / 200, n % 200);
         let lines = (from..from + LEASES).map(|n| format!("{}\n", line(&address(n), device)));

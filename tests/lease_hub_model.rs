@@ -4,18 +4,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use common::{claims, random::Random};
 use ipnet::IpNet;
 use m2u::{
-    config::settings::{Account, Device, Fleet},
     control::lease::{
         claim::{Offer, Place},
-        directory::Directory,
         seen::Seen,
         table::LeaseTable,
     },
-    snapshot::{route::AccountId, scope::Scope},
+    snapshot::scope::Scope,
 };
 
 const STEPS: usize = 200_000;
@@ -46,21 +47,8 @@ const PROBES: [&str; 10] = [
     "172.16.0.7",
 ];
 
-/// Reproducible, and good enough to shuffle (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 32) as usize % bound
-    }
-
-    fn one_of(&mut self, texts: &[&'static str]) -> &'static str {
-        texts[self.below(texts.len())]
-    }
+fn one_of(random: &mut Random, texts: &[&'static str]) -> &'static str {
+    texts[random.below(texts.len())]
 }
 
 /// What becomes of a hook.
@@ -147,28 +135,14 @@ fn offer<'a>(network: IpNet, client: Client, session: &'a str) -> Offer<'a> {
     }
 }
 
-fn directory() -> Directory {
-    let mut devices = Fleet::default();
-    for name in DEVICES {
-        devices.push(Device {
-            name,
-            serial: "1",
-            networks: &[],
-        });
-    }
-    let account = Account {
-        reference: "acme".to_owned(),
-        expose_identity: true,
-        servers: Vec::new(),
-        devices,
-    };
-    Directory::build([(AccountId(0), &account)].into_iter())
-}
-
 impl World {
     fn new() -> Self {
         let mut table = LeaseTable::new(0);
-        assert!(table.adopt(directory(), Arc::default()).is_empty());
+        assert!(
+            table
+                .adopt(claims::acme(&DEVICES), Arc::default())
+                .is_empty()
+        );
         table.expect_reports(HUB).unwrap();
         Self {
             random: Random(SEED),
@@ -210,13 +184,16 @@ impl World {
         self.disconnect(device);
         self.visits += 1;
         let client = (device, self.visits);
-        let own = self.random.one_of(&OWN).parse::<IpAddr>().unwrap().into();
+        let own = one_of(&mut self.random, &OWN)
+            .parse::<IpAddr>()
+            .unwrap()
+            .into();
         if !self.learn(own, client) {
             return;
         }
         self.hub.clients.insert(device, self.visits);
         for _ in 0..self.random.below(4) {
-            let network = self.random.one_of(&NETWORKS).parse().unwrap();
+            let network = one_of(&mut self.random, &NETWORKS).parse().unwrap();
             self.hub.cached.clear();
             self.learn(network, client);
         }
@@ -258,7 +235,7 @@ impl World {
 
     /// The hub forgets a network while its client stays, and hosts in it are still cached.
     fn forget(&mut self) {
-        let network: IpNet = self.random.one_of(&NETWORKS).parse().unwrap();
+        let network: IpNet = one_of(&mut self.random, &NETWORKS).parse().unwrap();
         if self.hub.routes.remove(&network).is_some() && self.hook() != Hook::Lost {
             // Likewise.
             let _ = self.table.release(HUB, None, place(network), None);
@@ -267,7 +244,7 @@ impl World {
 
     /// The hub hears a host, and caches whose it is.
     fn speak(&mut self) {
-        let host = self.random.one_of(&PROBES).parse().unwrap();
+        let host = one_of(&mut self.random, &PROBES).parse().unwrap();
         if let Some(owner) = self.hub.owner(host) {
             self.hub.cached.insert(host, owner);
         }
@@ -336,7 +313,7 @@ fn whoever_can_speak_from_an_address_is_taken_for_nobody_else() {
         if step % 50 == 0 {
             // What was changed piece by piece is what would be built of it all.
             let before = world.table.identities();
-            world.table.adopt(directory(), Arc::default());
+            world.table.adopt(claims::acme(&DEVICES), Arc::default());
             let differences = before.differences(&world.table.identities());
             assert!(differences.is_empty(), "step {step}: {differences:?}");
         }

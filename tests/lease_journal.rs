@@ -16,37 +16,14 @@ use std::{
 use common::{
     PATIENCE,
     device::Device,
-    feed::Feed,
     gateway::Gateway,
-    leases::{self, connect, lease, whose},
+    leases::{self, PRESS, add, connect, gateway_of_press, lease, line, whose},
     upstream::Upstream,
     wait_until,
 };
 use serde_json::Value;
 
-const PRESS: &str =
-    r#"{"op":"add","source":"vpn","address":"127.0.0.7","account":"acme","device":"press-07"}"#;
 const HOUR_MS: i64 = 3_600_000;
-
-/// A line that adds an address for a device of `acme`.
-fn add(address: &str, device: &str, more: &str) -> String {
-    format!(
-        r#"{{"op":"add","source":"vpn","address":"{address}","account":"acme","device":"{device}"{more}}}"#
-    )
-}
-
-/// A line of a set.
-fn line(address: &str, device: &str) -> String {
-    format!(r#"{{"address":"{address}","account":"acme","device":"{device}"}}"#)
-}
-
-/// A gateway where press-07 has 127.0.0.7, and a connection to its feed.
-fn gateway(upstream: &Upstream) -> (Gateway, Feed) {
-    let gateway = leases::gateway(&upstream.url(), "");
-    let mut feed = connect(&gateway);
-    feed.done(PRESS);
-    (gateway, feed)
-}
 
 /// Changes each line of the journal in `folder`.
 fn edit(folder: &Path, change: impl Fn(&mut Value)) {
@@ -108,7 +85,7 @@ fn remembered_s(gateway: &Gateway) -> u64 {
 #[test]
 fn leases_outlive_a_crash_until_their_source_speaks() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     feed.done(&add(
         "127.0.8.0/24",
         "press-08",
@@ -201,7 +178,7 @@ fn unconfirmed_leases_are_not_served_past_their_age() {
 #[test]
 fn restarts_make_no_lease_younger() {
     let upstream = Upstream::echo();
-    let (gateway, _feed) = gateway(&upstream);
+    let (gateway, _feed) = gateway_of_press(&upstream);
     let gateway = gateway.crash_and_restart(|folder| age(folder, 300_000));
     assert_eq!(
         whose("127.0.0.7", gateway.address()),
@@ -218,7 +195,7 @@ fn restarts_make_no_lease_younger() {
 #[test]
 fn numbers_of_changes_and_runs_go_on_after_a_restart() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let mut newest = 0;
     for _ in 0..20 {
         newest = feed.done(&add("127.0.0.7", "press-07", ",\"epoch\":5"));
@@ -247,7 +224,7 @@ fn numbers_of_changes_and_runs_go_on_after_a_restart() {
 #[test]
 fn a_lease_that_ended_while_the_gateway_was_away_is_over() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     feed.done(&add("127.0.0.8", "press-08", ",\"expires_in\":3600"));
     let gateway = gateway.crash_and_restart(|folder| {
         edit(folder, |record| {
@@ -290,7 +267,7 @@ fn crash_after_crash_makes_no_lease_younger() {
 fn a_run_that_ended_before_its_journal_was_written_anew_made_nothing_younger() {
     let upstream = Upstream::echo();
     for (age_ms, expected) in [(300_000, Ok("press-07".to_owned())), (660_000, Err(503))] {
-        let (gateway, _feed) = gateway(&upstream);
+        let (gateway, _feed) = gateway_of_press(&upstream);
         let gateway = gateway.crash_and_restart(|folder| {
             let text = fs::read_to_string(folder.join("journal")).unwrap();
             let is_begun = |line: &&str| {
@@ -313,7 +290,7 @@ fn a_run_that_ended_before_its_journal_was_written_anew_made_nothing_younger() {
 fn setting_the_clock_between_two_runs_changes_no_age() {
     let upstream = Upstream::echo();
     for step in [-HOUR_MS, HOUR_MS] {
-        let (gateway, mut feed) = gateway(&upstream);
+        let (gateway, mut feed) = gateway_of_press(&upstream);
         feed.done(&add("127.0.0.8", "press-08", ",\"expires_in\":600"));
         // A clock that is set back by an hour finds times that are an hour ahead.
         let gateway = gateway.crash_and_restart(|folder| edit(folder, |line| shift(line, step)));
@@ -341,7 +318,7 @@ fn after_a_start_of_the_host_the_clock_has_the_word_where_it_makes_sense() {
         // The clock is behind what was written before: nobody knows for how long that has been so.
         (-60_000, Err(503)),
     ] {
-        let (gateway, _feed) = gateway(&upstream);
+        let (gateway, _feed) = gateway_of_press(&upstream);
         let gateway = gateway.crash_and_restart(|folder| age(folder, age_ms));
         let seen = whose("127.0.0.7", gateway.address());
         assert_eq!(seen, expected, "{age_ms}");
@@ -355,7 +332,7 @@ fn after_a_start_of_the_host_the_clock_has_the_word_where_it_makes_sense() {
         gateway.stop();
     }
     // A journal that does not say when it was begun is like one of another host.
-    let (gateway, _feed) = gateway(&upstream);
+    let (gateway, _feed) = gateway_of_press(&upstream);
     let gateway = gateway.crash_and_restart(|folder| {
         let path = folder.join("journal");
         let text = fs::read_to_string(&path).unwrap();
@@ -370,7 +347,7 @@ fn after_a_start_of_the_host_the_clock_has_the_word_where_it_makes_sense() {
 #[test]
 fn a_damaged_line_has_nothing_served_that_it_may_have_ended() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     feed.done(&add("127.0.0.8", "press-08", ""));
     feed.done(r#"{"op":"release","source":"vpn","address":"127.0.0.7"}"#);
     feed.done(&add("127.0.0.9", "press-09", ""));
@@ -418,7 +395,7 @@ fn what_a_torn_line_was_about_is_not_served() {
         (b"{\"ep", [false, false]),
     ] {
         let shown = String::from_utf8_lossy(torn);
-        let (gateway, mut feed) = gateway(&upstream);
+        let (gateway, mut feed) = gateway_of_press(&upstream);
         feed.done(&add("127.0.0.8", "press-08", ""));
         let gateway = gateway.crash_and_restart(|folder| append(folder, torn));
         for (address, is_served) in ["127.0.0.7", "127.0.0.8"].into_iter().zip(served) {
@@ -443,7 +420,7 @@ fn what_a_torn_line_was_about_is_not_served() {
 #[test]
 fn half_a_set_is_not_served() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let other = add("127.0.0.9", "press-09", "").replace("vpn", "hub");
     feed.done(&other);
     let set = |whole: bool| format!("{{\"set\":{{\"source\":\"vpn\",\"whole\":{whole}}}}}\n");
@@ -478,7 +455,7 @@ fn half_a_set_is_not_served() {
 #[test]
 fn a_second_gateway_leaves_the_journal_alone() {
     let upstream = Upstream::echo();
-    let (first, mut feed) = gateway(&upstream);
+    let (first, mut feed) = gateway_of_press(&upstream);
     let journal = first.path("journal");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m2u.toml");
@@ -515,7 +492,7 @@ fn a_second_gateway_leaves_the_journal_alone() {
 fn a_crash_while_the_journal_is_written_anew_loses_nothing() {
     const LEASES: usize = 50_000;
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let address = |n: usize| format!("127.{}.{}.{}", 1 + n / 40_000, n / 200 % 200, n % 200);
     let set: String = (0..LEASES)
         .map(|n| format!("{}\n", line(&address(n), "press-08")))
@@ -584,7 +561,7 @@ fn a_crash_while_the_journal_is_written_anew_loses_nothing() {
 #[test]
 fn what_a_lease_said_before_is_not_served_for_a_device_that_is_gone() {
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     feed.done(&add("127.0.0.7", "press-09", ",\"replace\":true"));
     let gateway = gateway.crash_and_restart(|folder| {
         edit(folder, |record| {
@@ -605,7 +582,7 @@ fn what_a_lease_said_before_is_not_served_for_a_device_that_is_gone() {
 fn a_journal_of_mere_history_is_written_anew() {
     const BATCH: usize = 500;
     let upstream = Upstream::echo();
-    let (gateway, mut feed) = gateway(&upstream);
+    let (gateway, mut feed) = gateway_of_press(&upstream);
     let floor = m2u::limits::JOURNAL_BYTES_FLOOR;
     let session = "s".repeat(m2u::limits::LEASE_WORD_BYTES_MAX);
     let size = || fs::metadata(gateway.path("journal")).unwrap().len();

@@ -15,13 +15,11 @@ use std::{
 use common::{
     feed::Feed,
     gateway::Gateway,
-    leases::{self, connect, lease},
+    leases::{self, PRESS, connect, lease},
     wait_until,
 };
 use m2u::limits;
 
-const PRESS: &str =
-    r#"{"op":"add","source":"vpn","address":"127.0.0.7","account":"acme","device":"press-07"}"#;
 const WATCH: &str = r#"{"op":"watch"}"#;
 
 /// Nothing has to reach a server here.

@@ -17,6 +17,7 @@ use common::{
     device::Device,
     feed::Feed,
     gateway::Gateway,
+    random::Random,
     upstream::{Conversation, Step, Upstream},
 };
 
@@ -31,19 +32,6 @@ const DEVICES: u32 = 200;
 const FIXED: u32 = 16;
 const HOSTS: u32 = 240;
 const SEED: u64 = 20_261_126;
-
-/// Reproducible, and good enough to shuffle (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u32) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 32) as u32 % bound
-    }
-}
 
 /// First address and prefix length.
 type Network = (u32, u8);

@@ -3,20 +3,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::claims::{acme, place};
 use m2u::{
-    config::settings::{Account, Device, Fleet},
     control::lease::{
         claim::{Offer, Place, Refused},
-        directory::Directory,
         seen::Seen,
         table::LeaseTable,
     },
-    snapshot::{
-        route::AccountId,
-        scope::{Scope, Unknown},
-    },
+    snapshot::scope::{Scope, Unknown},
 };
 
 const NORTH: &str = "openvpn:north";
@@ -31,39 +29,14 @@ const DISPUTED: Result<&str, Unknown> = Err(Unknown::Disputed);
 const UNCONFIRMED: Result<&str, Unknown> = Err(Unknown::Unconfirmed);
 const NOBODYS: Result<&str, Unknown> = Err(Unknown::NoLease);
 
-fn directory(names: &[&str]) -> Directory {
-    let mut devices = Fleet::default();
-    for name in names {
-        devices.push(Device {
-            name,
-            serial: "1",
-            networks: &[],
-        });
-    }
-    let account = Account {
-        reference: "acme".to_owned(),
-        expose_identity: true,
-        servers: Vec::new(),
-        devices,
-    };
-    Directory::build([(AccountId(0), &account)].into_iter())
-}
-
 /// Two scopes and two hubs, at 1,000.
 fn table() -> LeaseTable {
     let mut table = LeaseTable::new(2);
-    table.adopt(directory(&["press", "mill", "saw"]), Arc::default());
+    table.adopt(acme(&["press", "mill", "saw"]), Arc::default());
     table.advance(1_000);
     table.expect_reports(NORTH).unwrap();
     table.expect_reports(SOUTH).unwrap();
     table
-}
-
-fn place(scope: u8, network: &str) -> Place {
-    Place {
-        scope: Scope(scope),
-        network: m2u::config::network(network).unwrap(),
-    }
 }
 
 /// What a hub says of a device: its session is called like it.
@@ -211,7 +184,7 @@ fn scopes_overlap_only_with_themselves_and_with_that_of_all() {
         2,
         &[(BOTH, Ok("mill")), ("172.16.0.7", DISPUTED)],
     );
-    let adopted = directory(&["press", "mill", "saw"]);
+    let adopted = acme(&["press", "mill", "saw"]);
     table.adopt(adopted, Arc::default());
     assert_whose(&mut table, 1, &[(BOTH, Ok("press")), (ALONE, DISPUTED)]);
     assert_whose(
@@ -238,7 +211,7 @@ fn what_is_left_within_a_network_is_nobodys_until_a_report_shows_whose_it_is() {
     // A report of a moment ago does not know it yet, and a new configuration changes nothing.
     report(&mut table, 1_999, &[(OUTER, "press"), (INNER, "mill")]);
     assert_whose(&mut table, 0, &left);
-    table.adopt(directory(&["press", "mill", "saw"]), Arc::default());
+    table.adopt(acme(&["press", "mill", "saw"]), Arc::default());
     assert_whose(&mut table, 0, &left);
     report(&mut table, 2_000, &[(OUTER, "press")]);
     assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
@@ -312,7 +285,7 @@ fn a_stranger_in_a_network_is_not_taken_for_the_device_that_has_it() {
         ("10.8.0.7", DISPUTED),
     ];
     assert_whose(&mut table, 0, &expected);
-    table.adopt(directory(&["press", "mill"]), Arc::default());
+    table.adopt(acme(&["press", "mill"]), Arc::default());
     assert_whose(&mut table, 0, &expected);
     reconcile(&mut table, 1_000, &[]);
     assert_whose(
@@ -327,7 +300,7 @@ fn a_device_that_the_configuration_gives_up_speaks_for_nobody_around() {
     let mut table = table();
     add(&mut table, NORTH, OUTER, "press");
     add(&mut table, NORTH, INNER, "mill");
-    let ended = table.adopt(directory(&["press", "saw"]), Arc::default());
+    let ended = table.adopt(acme(&["press", "saw"]), Arc::default());
     assert_eq!(ended.len(), 1);
     assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), (ALONE, Ok("press"))]);
 }
@@ -401,4 +374,38 @@ fn what_was_nobodys_in_a_network_is_nobodys_after_a_restart() {
     );
     add(&mut table, NORTH, "10.201.0.0/16", "mill");
     assert_whose(&mut table, 0, &[("10.201.0.1", Ok("mill"))]);
+}
+
+#[test]
+fn a_hook_that_says_again_what_a_report_doubts_waits_for_the_next_one() {
+    let mut table = table();
+    table.advance(1_200);
+    add(&mut table, NORTH, BOTH, "press");
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+    let strangers = [place(0, BOTH)];
+    let offers = &[];
+    table.reconcile(
+        NORTH,
+        1_100,
+        &Seen {
+            offers,
+            strangers: &strangers,
+        },
+    );
+    table.advance(1_400);
+    add(&mut table, NORTH, BOTH, "press");
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
+    report(&mut table, 1_500, &[(BOTH, "press")]);
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+}
+
+#[test]
+fn whatever_a_hub_has_its_status_says_and_no_set() {
+    let mut table = table();
+    add(&mut table, NORTH, OUTER, "press");
+    let set = [offer(0, INNER, "mill")];
+    let (_, refused) = table.sync(NORTH, None, &set).unwrap_err();
+    assert_eq!(refused.token(), "source");
+    assert_eq!(table.begin_set(NORTH, None).unwrap_err().token(), "source");
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
 }

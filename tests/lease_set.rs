@@ -3,21 +3,22 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
+use common::{claims, random::Random};
 use ipnet::IpNet;
 use m2u::{
-    config::settings::{Account, Device, Fleet},
     control::lease::{
         claim::{Offer, Place, Refused},
-        directory::Directory,
         table::LeaseTable,
     },
-    snapshot::{identity::IdentityTable, route::AccountId, scope::Scope},
+    snapshot::scope::Scope,
 };
 
 const DEVICES: usize = 4;
@@ -25,37 +26,12 @@ const HOSTS: usize = 24;
 const SOURCES: [&str; 3] = ["fleet", "hub", "manual"];
 const ROUNDS: u64 = 20_000;
 
-/// Reproducible, and good enough to shuffle (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) as usize % bound
-    }
-}
-
 fn table() -> LeaseTable {
-    let mut fleet = Fleet::default();
-    for number in 0..DEVICES {
-        fleet.push(Device {
-            name: &number.to_string(),
-            serial: "1",
-            networks: &[],
-        });
-    }
-    let account = Account {
-        reference: "acme".to_owned(),
-        expose_identity: true,
-        servers: Vec::new(),
-        devices: fleet,
-    };
-    let directory = Directory::build([(AccountId(1), &account)].into_iter());
+    let names = (0..DEVICES).map(|number| number.to_string());
+    let names: Vec<String> = names.collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut table = LeaseTable::new(0);
-    table.adopt(directory, Arc::new(IdentityTable::default()));
+    table.adopt(claims::acme(&names), Arc::default());
     table.advance(1_000);
     table
 }

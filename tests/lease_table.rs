@@ -2,59 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+mod common;
 
-use ipnet::IpNet;
+use common::claims::{account, configuration, network, place};
 use m2u::{
-    config::settings::{Account, Device, Fleet},
+    config::settings::Account,
     control::lease::{
-        claim::{Offer, Place, Refused},
-        directory::Directory,
+        claim::{Offer, Refused},
         seen::Seen,
         table::LeaseTable,
     },
-    snapshot::{
-        identity::IdentityTable,
-        route::AccountId,
-        scope::{Scope, Unknown},
-    },
+    snapshot::scope::{Scope, Unknown},
 };
-
-fn account(reference: &str, devices: &[(&str, &str, &[&str])]) -> Account {
-    let mut fleet = Fleet::default();
-    for (name, serial, networks) in devices {
-        let networks = networks.iter().map(|text| network(text));
-        fleet.push(Device {
-            name,
-            serial,
-            networks: &networks.collect::<Vec<_>>(),
-        });
-    }
-    Account {
-        reference: reference.to_owned(),
-        expose_identity: true,
-        servers: Vec::new(),
-        devices: fleet,
-    }
-}
-
-fn network(text: &str) -> IpNet {
-    m2u::config::network(text).expect("a network")
-}
-
-/// The directory and the fixed addresses of accounts.
-fn devices(accounts: &[Account]) -> (Directory, Arc<IdentityTable>) {
-    let numbered = (0..).map(AccountId).zip(accounts);
-    let directory = Directory::build(numbered);
-    let mut fixed = IdentityTable::default();
-    for (account, device) in directory.devices() {
-        for network in device.networks {
-            let inserted = fixed.insert(*network, account, device.name, device.serial);
-            inserted.expect("each once");
-        }
-    }
-    (directory, Arc::new(fixed))
-}
 
 fn fleet() -> Vec<Account> {
     vec![
@@ -72,7 +31,7 @@ fn fleet() -> Vec<Account> {
 
 fn table() -> LeaseTable {
     let mut table = LeaseTable::new(2);
-    let (directory, fixed) = devices(&fleet());
+    let (directory, fixed) = configuration(&fleet());
     assert!(table.adopt(directory, fixed).is_empty());
     table.advance(1_000);
     table
@@ -86,13 +45,6 @@ fn offer<'a>(address: &str, device: &'a str) -> Offer<'a> {
         session: "",
         expires: None,
         replace: false,
-    }
-}
-
-fn place(scope: u8, address: &str) -> Place {
-    Place {
-        scope: Scope(scope),
-        network: network(address),
     }
 }
 
@@ -448,7 +400,7 @@ fn leases_follow_the_configuration() {
         "acme",
         &[("saw", "3b", &["10.0.0.2"]), ("lathe", "5", &[])],
     )];
-    let (directory, fixed) = devices(&newer);
+    let (directory, fixed) = configuration(&newer);
     let ended = table.adopt(directory, fixed);
     assert_eq!(ended, ["10.0.0.2/32 of acme/mill"]);
     assert_eq!(whose(&mut table, 0, "10.0.0.3"), Ok("saw3b".to_owned()));
@@ -511,7 +463,7 @@ fn a_new_run_is_told_of_even_if_it_has_nothing() {
 #[test]
 fn as_many_scopes_as_there_may_be_know_of_conflicts() {
     let mut table = LeaseTable::new(m2u::limits::SCOPES_MAX);
-    let (directory, fixed) = devices(&fleet());
+    let (directory, fixed) = configuration(&fleet());
     table.adopt(directory, fixed);
     let scoped = Offer {
         place: place(255, "10.0.0.2"),
@@ -524,7 +476,7 @@ fn as_many_scopes_as_there_may_be_know_of_conflicts() {
 /// A table with room for three leases, which `vpn` has, and a fourth device.
 fn full() -> LeaseTable {
     let mut table = LeaseTable::with_room_for(3, 2);
-    let (directory, fixed) = devices(&fleet());
+    let (directory, fixed) = configuration(&fleet());
     table.adopt(directory, fixed);
     table.advance(1_000);
     for (address, device) in [

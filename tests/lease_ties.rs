@@ -2,19 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::claims::{self, account, place};
 use m2u::{
-    config::settings::{Account, Device, Fleet},
     control::lease::{
-        claim::{Offer, Place, Refused},
+        claim::{Offer, Refused},
         directory::Directory,
         seen::Seen,
         table::{Commit, LeaseTable},
     },
     snapshot::{
         identity::IdentityTable,
-        route::AccountId,
         scope::{Scope, Unknown},
     },
 };
@@ -27,43 +28,19 @@ const NOBODYS: Result<&str, Unknown> = Err(Unknown::NoLease);
 const DISPUTED: Result<&str, Unknown> = Err(Unknown::Disputed);
 const UNCONFIRMED: Result<&str, Unknown> = Err(Unknown::Unconfirmed);
 
-fn place(scope: u8, address: &str) -> Place {
-    Place {
-        scope: Scope(scope),
-        network: m2u::config::network(address).unwrap(),
-    }
-}
-
-fn account(reference: &str, names: &[&str]) -> Account {
-    let mut devices = Fleet::default();
-    for name in names {
-        let own = [place(0, FIXED).network];
-        let is_fixed = (reference, *name) == ("acme", "press");
-        devices.push(Device {
-            name,
-            serial: "1",
-            networks: if is_fixed { &own } else { &[] },
-        });
-    }
-    Account {
-        reference: reference.to_owned(),
-        expose_identity: true,
-        servers: Vec::new(),
-        devices,
-    }
-}
-
 /// The devices of two accounts, and the one address that the configuration has.
 fn configuration() -> (Directory, Arc<IdentityTable>) {
-    let accounts = [
-        account("acme", &["press", "mill", "saw"]),
-        account("beta", &["press"]),
-    ];
-    let directory = Directory::build((0..).map(AccountId).zip(&accounts));
-    let mut fixed = IdentityTable::default();
-    let network = place(0, FIXED).network;
-    fixed.insert(network, AccountId(0), "press", "1").unwrap();
-    (directory, Arc::new(fixed))
+    claims::configuration(&[
+        account(
+            "acme",
+            &[
+                ("press", "1", &[FIXED]),
+                ("mill", "1", &[]),
+                ("saw", "1", &[]),
+            ],
+        ),
+        account("beta", &[("press", "1", &[])]),
+    ])
 }
 
 /// Two scopes and a hub, at 1,000; with room for so many leases.

@@ -11,6 +11,7 @@ use super::{
     device::Device,
     feed::Feed,
     gateway::{Gateway, PREAMBLE, command, server},
+    upstream::Upstream,
 };
 
 /// An account whose devices have no address, with one server at `url`.
@@ -37,6 +38,30 @@ pub fn configuration(url: &str, leases: &str) -> String {
 /// A running gateway with that configuration.
 pub fn gateway(url: &str, leases: &str) -> Gateway {
     Gateway::start(&configuration(url, leases))
+}
+
+/// A line that gives 127.0.0.7 to press-07.
+pub const PRESS: &str =
+    r#"{"op":"add","source":"vpn","address":"127.0.0.7","account":"acme","device":"press-07"}"#;
+
+/// A line that adds an address for a device of `acme`.
+pub fn add(address: &str, device: &str, more: &str) -> String {
+    format!(
+        r#"{{"op":"add","source":"vpn","address":"{address}","account":"acme","device":"{device}"{more}}}"#
+    )
+}
+
+/// A line of a set.
+pub fn line(address: &str, device: &str) -> String {
+    format!(r#"{{"address":"{address}","account":"acme","device":"{device}"}}"#)
+}
+
+/// A gateway where press-07 has 127.0.0.7, and a connection to its feed.
+pub fn gateway_of_press(upstream: &Upstream) -> (Gateway, Feed) {
+    let gateway = gateway(&upstream.url(), "");
+    let mut feed = connect(&gateway);
+    feed.done(PRESS);
+    (gateway, feed)
 }
 
 /// The device that is stamped on a request from `source`, or the status that it is answered with.

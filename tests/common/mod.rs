@@ -13,6 +13,7 @@
 
 pub mod cells;
 pub mod certificates;
+pub mod claims;
 pub mod device;
 pub mod dig;
 pub mod engine;
@@ -26,6 +27,7 @@ pub mod golden;
 pub mod leases;
 pub mod name_server;
 pub mod namespace;
+pub mod random;
 pub mod servers;
 pub mod shapes;
 pub mod speaker;
