@@ -53,10 +53,11 @@ fn shift(record: &mut Value, ms: i64) {
     }
 }
 
-/// Has the journal be of another run of the host.
+/// Has each run in the journal be of another run of the host than any is of now; those of different
+/// ones still are.
 fn reboot(record: &mut Value) {
     if let Some(boot) = record.pointer_mut("/head/boot") {
-        *boot = "another".into();
+        *boot = format!("before {}", boot.as_str().unwrap()).into();
     }
 }
 
@@ -462,6 +463,8 @@ fn a_second_gateway_leaves_the_journal_alone() {
     let written = format!("{:?}", journal.display().to_string());
     let text = leases::configuration(&upstream.url(), "").replace("\"journal\"", &written);
     fs::write(&path, text).unwrap();
+    // Until then the first one may put another file in its place.
+    wait_until("a new journal", || !first.path("journal.new").exists());
     let before = fs::read(&journal).unwrap();
     // One that starts all the same is ended.
     let done = Command::new("timeout")

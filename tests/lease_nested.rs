@@ -392,6 +392,8 @@ fn a_hook_that_says_again_what_a_report_doubts_waits_for_the_next_one() {
             strangers: &strangers,
         },
     );
+    // It is older than what the hook said.
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
     table.advance(1_400);
     add(&mut table, NORTH, BOTH, "press");
     assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);

@@ -100,7 +100,7 @@ impl Device {
 
     /// Whether the gateway has ended the connection in an orderly way, with nothing more to read.
     pub fn is_closed(&mut self) -> bool {
-        matches!(self.stream.read(&mut [0]), Ok(0))
+        matches!(wire::read_next(&mut self.stream, &mut [0]), Ok(0))
     }
 
     /// Whether the gateway has ended its side of the connection, whatever is still to be read.

@@ -1,7 +1,7 @@
 //! A source of leases: raw lines over the feed's socket.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
     path::Path,
@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::PATIENCE;
+use super::{PATIENCE, wire};
 
 /// A connection to the feed of a gateway.
 pub struct Feed {
@@ -51,7 +51,7 @@ impl Feed {
 
     /// Whether the gateway has ended the connection, with nothing more to read.
     pub fn is_closed(&mut self) -> bool {
-        matches!(self.stream.read(&mut [0]), Ok(0))
+        matches!(wire::read_next(&mut self.stream, &mut [0]), Ok(0))
     }
 
     /// The next line, which must come.

@@ -99,12 +99,22 @@ impl Message {
     }
 }
 
+/// Reads what comes next, however often the wait for it is interrupted; 0 is the end.
+pub fn read_next(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 /// Reads bytes up to and with the empty line; `None` if the peer ends before the first byte.
 pub fn read_head(from: &mut impl Read) -> io::Result<Option<Message>> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
-        if from.read(&mut byte)? == 0 {
+        if read_next(from, &mut byte)? == 0 {
             if head.is_empty() {
                 return Ok(None);
             }
