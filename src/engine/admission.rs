@@ -26,11 +26,17 @@ pub struct Admission {
     tables: [Mutex<HashMap<IpAddr, usize>>; ADMISSION_TABLES],
 }
 
-/// A counted connection; given back when dropped.
+/// A connection that counts, of nobody yet; given back when dropped.
 #[derive(Debug)]
 pub struct Admitted {
     admission: Arc<Admission>,
-    address: Option<IpAddr>,
+}
+
+/// A connection that counts as one of an address as well; given back when dropped.
+#[derive(Debug)]
+pub struct Charged {
+    admitted: Admitted,
+    address: IpAddr,
 }
 
 impl Admission {
@@ -53,7 +59,6 @@ impl Admission {
             .ok()?;
         Some(Admitted {
             admission: Arc::clone(self),
-            address: None,
         })
     }
 
@@ -72,33 +77,42 @@ impl Admission {
 }
 
 impl Admitted {
-    /// Counts the connection as one of `address`, once; false if that would be too many: 429.
-    pub fn charge(&mut self, address: IpAddr) -> bool {
-        debug_assert!(self.address.is_none(), "charged once");
+    /// Counts the connection as one of `address`, or `None` if that would be too many: 429.
+    pub fn charge(self, address: IpAddr) -> Option<Charged> {
         let mut table = self.admission.table(address);
         let count = table.entry(address).or_insert(0);
         if *count >= self.admission.per_address_max {
-            return false;
+            return None;
         }
         *count += 1;
         drop(table);
-        self.address = Some(address);
-        true
+        let admitted = self;
+        Some(Charged { admitted, address })
+    }
+}
+
+impl Charged {
+    /// Whose it is.
+    pub fn address(&self) -> IpAddr {
+        self.address
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if let Some(address) = self.address {
-            let mut table = self.admission.table(address);
-            if let Some(count) = table.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    table.remove(&address);
-                }
+        self.admission.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Charged {
+    fn drop(&mut self) {
+        let mut table = self.admitted.admission.table(self.address);
+        if let Some(count) = table.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                table.remove(&self.address);
             }
         }
-        self.admission.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -114,9 +128,8 @@ mod tests {
         })
     }
 
-    fn admit(admission: &Arc<Admission>, address: IpAddr) -> Option<Admitted> {
-        let mut admitted = admission.admit()?;
-        admitted.charge(address).then_some(admitted)
+    fn admit(admission: &Arc<Admission>, address: IpAddr) -> Option<Charged> {
+        admission.admit()?.charge(address)
     }
 
     #[test]

@@ -8,13 +8,13 @@ use std::{
     io,
     net::TcpListener as StdListener,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::Pin,
     rc::Rc,
     sync::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::Sender,
     },
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use monoio::{
     IoUringDriver, Runtime, RuntimeBuilder,
     time::{MissedTickBehavior, TimeDriver},
 };
+use pin_project_lite::pin_project;
 
 use super::{
     net::{
@@ -30,9 +31,9 @@ use super::{
         listener::{Acceptor, AcceptorCloser},
     },
     proxy::connection::{self, Entrance, Visit},
-    shard::Shard,
+    shard::{Counted, Shard},
 };
-use crate::config::settings::Tuning;
+use crate::{config::settings::Tuning, observe::metrics::Ending};
 
 /// How long connections that were told to end may take to notice.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -131,11 +132,9 @@ fn open(
         let accept = |socket, peer| {
             let counted = shard.count_connection();
             let awake = Box::pin(Visit::begin(&shard, &entrance, socket, peer).run());
-            monoio::spawn(async move {
-                let serve = || connection::serve(awake, Visit::run);
-                if let Some(ending) = contain(serve).await {
-                    counted.end(ending);
-                }
+            monoio::spawn(Contained {
+                connection: connection::serve(awake, Visit::run),
+                counted: Some(counted),
             });
         };
         let warned = Cell::new(None::<Instant>);
@@ -155,25 +154,35 @@ fn open(
     Ok(closer)
 }
 
-/// Lets the connection that `serve` begins run; a panic in it ends it alone, and leaves `None`.
-///
-/// Takes the beginning, not the future: an argument that is pinned has two places in the task, which
-/// is much of what an idle connection costs.
-async fn contain<C: Future>(serve: impl FnOnce() -> C) -> Option<C::Output> {
-    let mut connection = pin!(serve());
-    let ended = std::future::poll_fn(|context| {
-        let step = catch_unwind(AssertUnwindSafe(|| connection.as_mut().poll(context)));
-        match step {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
-            Err(_) => Poll::Ready(None),
-        }
-    })
-    .await;
-    if ended.is_none() {
-        eprintln!("m2u: error: a connection was ended by a fault in m2u; the others go on");
+pin_project! {
+    /// The task of a connection; a panic in it ends it alone.
+    ///
+    /// Not an `async` block: what that is given it keeps room for twice, and this is most of what
+    /// an idle connection costs.
+    struct Contained<C> {
+        #[pin]
+        connection: C,
+        // Until it has ended.
+        counted: Option<Counted>,
     }
-    ended
+}
+
+impl<C: Future<Output = Ending>> Future for Contained<C> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let step = catch_unwind(AssertUnwindSafe(|| this.connection.poll(context)));
+        let Ok(step) = step else {
+            eprintln!("m2u: error: a connection was ended by a fault in m2u; the others go on");
+            return Poll::Ready(());
+        };
+        step.map(|ending| {
+            if let Some(counted) = this.counted.take() {
+                counted.end(ending);
+            }
+        })
+    }
 }
 
 /// Sweeps every tick; once told to drain, ends when nothing is under way or the limit has passed.
@@ -311,9 +320,9 @@ mod tests {
             size_of::<C>()
         }
         let awake = size_of_output(Visit::run);
-        let serve = |visit: Visit| {
-            let awake = Box::pin(visit.run());
-            contain(move || connection::serve(awake, Visit::run))
+        let serve = |visit: Visit| Contained {
+            connection: connection::serve(Box::pin(visit.run()), Visit::run),
+            counted: None,
         };
         let asleep = size_of_output(serve);
         println!("{asleep} bytes, {awake} bytes more while awake");

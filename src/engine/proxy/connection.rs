@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::settings::Slot,
     engine::{
-        admission::Admitted,
+        admission::Charged,
         http1::{
             head::{self, Persist},
             proxy_protocol::{self, Parsed},
@@ -133,7 +133,7 @@ pub struct Visit {
 pub struct Sleeper {
     shard: Rc<Shard>,
     device: Dormant,
-    standing: Standing,
+    charged: Charged,
     search: HeadSearch,
 }
 
@@ -150,7 +150,7 @@ enum Standing {
     /// Nobody knows yet who speaks.
     AtEntrance(Rc<Entrance>),
     /// It counts.
-    Admitted(Admitted),
+    Charged(Charged),
 }
 
 /// Serves a device until its connection ends; says why it did.
@@ -176,9 +176,9 @@ pub async fn serve<R: Future<Output = Outcome>>(
 impl Sleeper {
     fn wake(self) -> Visit {
         Visit {
-            device: self.device.wake(&self.shard),
+            device: self.device.wake(&self.shard, self.charged.address()),
             shard: self.shard,
-            standing: self.standing,
+            standing: Standing::Charged(self.charged),
             search: self.search,
         }
     }
@@ -208,10 +208,10 @@ impl Visit {
             standing,
             search,
         } = self;
-        let admitted = match standing {
-            Standing::Admitted(admitted) => admitted,
+        let charged = match standing {
+            Standing::Charged(charged) => charged,
             Standing::AtEntrance(entrance) => match device.enter(&shard, &entrance).await {
-                Ok(admitted) => admitted,
+                Ok(charged) => charged,
                 Err(stop) => return Outcome::Ended(device.turn_away(&shard, stop).await),
             },
         };
@@ -219,13 +219,13 @@ impl Visit {
             Pause::Sleep(search) => Outcome::Asleep(Sleeper {
                 device: device.fall_asleep(&shard),
                 shard,
-                standing: Standing::Admitted(admitted),
+                charged,
                 search,
             }),
             Pause::End(after, ending) => {
                 device.end(&shard, after).await;
                 // A connection that lingers still counts.
-                drop(admitted);
+                drop(charged);
                 Outcome::Ended(ending)
             }
         }
@@ -234,9 +234,9 @@ impl Visit {
 
 impl Device {
     /// Learns who speaks and whether one more connection is allowed.
-    async fn enter(&mut self, shard: &Shard, entrance: &Entrance) -> Result<Admitted, Stop> {
+    async fn enter(&mut self, shard: &Shard, entrance: &Entrance) -> Result<Charged, Stop> {
         let too_many = Stop::Failed(Failure::TooManyConnections);
-        let Some(mut admitted) = shard.admission.admit() else {
+        let Some(admitted) = shard.admission.admit() else {
             return Err(too_many);
         };
         let source = self.source;
@@ -247,11 +247,7 @@ impl Device {
         {
             self.read_proxy_header(shard).await?;
         }
-        if admitted.charge(self.source) {
-            Ok(admitted)
-        } else {
-            Err(too_many)
-        }
+        admitted.charge(self.source).ok_or(too_many)
     }
 
     /// Ends a connection that is not served.

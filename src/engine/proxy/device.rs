@@ -74,11 +74,10 @@ pub struct Device {
     pub noted: Noted,
 }
 
-/// What is kept of a device while nothing goes on.
+/// What is kept of a device while nothing goes on, beside whose it is.
 #[derive(Debug)]
 pub struct Dormant {
     socket: Resting,
-    source: IpAddr,
     slot: Slot,
     scope: Scope,
     is_fresh: bool,
@@ -90,15 +89,15 @@ impl Dormant {
         self.socket.readable()
     }
 
-    /// Makes the device ready to speak.
-    pub fn wake(self, shard: &Shard) -> Device {
+    /// Makes the device ready to speak, as from `source`.
+    pub fn wake(self, shard: &Shard, source: IpAddr) -> Device {
         let (reader, writer, watch) = self.socket.split();
         Device {
             watch,
             reader,
             writer,
             inbox: shard.buffers.take_parked(),
-            source: self.source,
+            source,
             slot: self.slot,
             scope: self.scope,
             is_fresh: self.is_fresh,
@@ -131,7 +130,6 @@ impl Device {
         shard.buffers.put(self.inbox);
         Dormant {
             socket: Resting::join(self.reader, self.writer, self.watch),
-            source: self.source,
             slot: self.slot,
             scope: self.scope,
             is_fresh: self.is_fresh,
