@@ -257,20 +257,25 @@ backend origin
 """
 
 
+def haproxy_tls(job):
+    """What a server's line says of TLS."""
+    if job.variant == "plain":
+        return ""
+    tls = (
+        f" ssl verify required ca-file {job.certificates.ca} sni str({NAME})"
+        f" verifyhost {NAME} alpn http/1.1"
+    )
+    if job.variant == "mtls":
+        tls += f" crt {job.certificates.client_both}"
+    return tls
+
+
 class Haproxy(Peer):
     name = "haproxy"
     bodies = ""
 
     def command(self):
         job = self.job
-        tls = ""
-        if job.variant != "plain":
-            tls = (
-                f" ssl verify required ca-file {job.certificates.ca} sni str({NAME})"
-                f" verifyhost {NAME} alpn http/1.1"
-            )
-        if job.variant == "mtls":
-            tls += f" crt {job.certificates.client_both}"
         config = job.folder / "haproxy.cfg"
         config.write_text(
             HAPROXY.format(
@@ -280,7 +285,7 @@ class Haproxy(Peer):
                 idle=job.idle_upstream,
                 table=job.table.haproxy,
                 name=NAME,
-                tls=tls,
+                tls=haproxy_tls(job),
                 tuning="    tune.bufsize 65536" if job.bodies else "",
                 options=self.bodies if job.bodies else "",
             )
@@ -299,6 +304,7 @@ class Floor(Peer):
     """A relay that knows no HTTP, on a bare ring (perf/floor)."""
 
     name = "floor-ring"
+    scenarios = ("post512", "post512-rate")
     binary = None
 
     def command(self):
@@ -316,7 +322,7 @@ defaults
     timeout server 60s
 listen relay
     bind 127.0.0.1:{port}
-    server origin 127.0.0.1:{origin}
+    server origin 127.0.0.1:{origin}{tls}
 """
 
 
@@ -324,10 +330,11 @@ class HaproxyTcp(Peer):
     """HAProxy as a relay that knows no HTTP."""
 
     name = "floor-haproxy"
+    scenarios = (*Floor.scenarios, "post512-tls", "post512-mtls")
 
     def command(self):
         config = self.job.folder / "haproxy-tcp.cfg"
-        config.write_text(TCP.format(port=self.port, origin=self.job.port))
+        config.write_text(TCP.format(port=self.port, origin=self.job.port, tls=haproxy_tls(self.job)))
         return ["haproxy", "-db", "-f", config]
 
 
