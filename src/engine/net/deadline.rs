@@ -398,6 +398,11 @@ impl Watch {
         sys::shutdown(self.fd, side);
     }
 
+    /// Has what is sent next wait for the end that follows at once, so that both take one segment.
+    pub fn hold_last_segment(&self) {
+        sys::hold_last_segment(self.fd);
+    }
+
     /// Ends the connection by a reset: what was sent so far must not pass for complete.
     pub fn reset(&self) {
         sys::reset(self.fd);

@@ -36,6 +36,14 @@ pub fn shutdown(fd: RawFd, side: Side) {
     unsafe { libc::shutdown(fd, how) };
 }
 
+/// Has the last bytes that do not fill a segment wait for what is said next, which is the end: both
+/// leave as one (`TCP_CORK`, tcp(7)). Where it fails they leave by themselves.
+pub fn hold_last_segment(fd: RawFd) {
+    // SAFETY: the caller owns the socket for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let _ = SockRef::from(&borrowed).set_tcp_cork(true);
+}
+
 /// Takes what waits in a listener's queue, at most `count` connections, and never waits for more.
 pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
     // SAFETY: the caller owns the listener for the whole call.

@@ -318,7 +318,12 @@ impl<'a> Answer<'a> {
         let broken = loop {
             if intake.is_done() {
                 is_watched = match begin < buffer.len() {
-                    true => self.watch_upstream(upstream),
+                    true => {
+                        if downstream == Persist::Close {
+                            self.device_watch.hold_last_segment();
+                        }
+                        self.watch_upstream(upstream)
+                    }
                     // Nothing is left to send, so the ring does not turn.
                     false => self.upstream_watch.is_quiet(),
                 };
