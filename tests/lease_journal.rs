@@ -332,6 +332,40 @@ fn a_run_that_crashes_at_once_has_begun_all_the_same() {
 }
 
 #[test]
+fn a_journal_that_cannot_be_written_is_removed_and_leases_go_on() {
+    let upstream = Upstream::echo();
+    let text = leases::configuration(&upstream.url(), "");
+    let gateway = Gateway::start_under_size_limit(&text, 64);
+    let mut feed = connect(&gateway);
+    feed.done(PRESS);
+    let is_given_up = || {
+        gateway
+            .log()
+            .contains("journal can't be written: File too large")
+    };
+    let mut number = 0;
+    while !is_given_up() {
+        number += 1;
+        assert!(number < 1_000, "it is written without end");
+        let more = format!(",\"session\":\"s{number}\"");
+        feed.done(&add("127.0.0.8", "press-08", &more));
+    }
+    let left = || ["journal", "journal.new"].map(|name| gateway.path(name).exists());
+    wait_until("the files to go", || left() == [false, false]);
+    // What has been said holds, and goes on to change.
+    feed.done(&add("127.0.0.9", "press-09", ""));
+    let release =
+        format!(r#"{{"op":"release","source":"vpn","address":"127.0.0.8","session":"s{number}"}}"#);
+    feed.done(&release);
+    assert!(whose("127.0.0.7", gateway.address()).is_ok());
+    assert!(whose("127.0.0.9", gateway.address()).is_ok());
+    assert_eq!(whose("127.0.0.8", gateway.address()), Err(403));
+    let gateway = gateway.crash_and_restart(|_| {});
+    assert_eq!(connect(&gateway).leases(), [""; 0]);
+    gateway.stop();
+}
+
+#[test]
 fn setting_the_clock_between_two_runs_changes_no_age() {
     let upstream = Upstream::echo();
     for step in [-HOUR_MS, HOUR_MS] {
