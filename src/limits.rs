@@ -42,6 +42,8 @@ pub const FEED_TURN: usize = 4;
 /// Leases that the control thread sees to in one piece: a change that comes meanwhile waits for a few
 /// milliseconds. Sets that are larger, lists and the journal's rewrite take many turns.
 pub const LEASE_TURN: usize = 1_000;
+/// Links on the way to the feed's socket: as many as the system follows.
+pub const LINKS_MAX: usize = 40;
 /// Connections to the feed's socket at a time.
 pub const FEED_CONNECTIONS_MAX: usize = 64;
 /// Those of one user.

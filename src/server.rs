@@ -137,6 +137,8 @@ struct Gateway {
     names: Option<Responder>,
     started: Started,
     drain: Duration,
+    /// A reload was asked for, and waits for its turn.
+    is_reload_due: bool,
     /// A reload that waits for the first answers for its names.
     reload: Option<Reload>,
     /// The configuration was read, and the memory that took has not been given back.
@@ -218,6 +220,7 @@ impl Gateway {
             names,
             started: Started::with(settings),
             drain: settings.timeouts.drain,
+            is_reload_due: false,
             reload: None,
             has_read: true,
         })
@@ -232,10 +235,13 @@ impl Gateway {
             tokio::select! {
                 wanted = signals.next() => match wanted {
                     Wanted::End => return self.finish(signals).await,
-                    Wanted::Reload => self.reload(),
+                    Wanted::Reload => self.ask_for_reload(),
                     Wanted::Counts => self.tell_counts(),
                 },
-                work = work(&mut self.leases) => self.change_leases(work),
+                work = work(&mut self.leases) => {
+                    self.change_leases(work);
+                    self.reload_if_due();
+                }
                 events = self.resolver.events() => self.learn(&events),
                 () = until(reload) => self.publish(iter::empty()),
                 _ = health.tick() => {
@@ -271,11 +277,33 @@ impl Gateway {
         say(format_args!("counts: {descriptors}{}", words.join(" ")));
     }
 
-    /// Reads the configuration again. When it is refused, nothing changes.
-    fn reload(&mut self) {
+    /// Opens the log anew at once, and reads the configuration again in its turn.
+    fn ask_for_reload(&mut self) {
         if let Some(log) = &self.log {
             log.reopen();
         }
+        let set = self.leases.as_ref().and_then(Registry::set_on_its_way);
+        if let Some(source) = set.filter(|_| !self.is_reload_due) {
+            say(format_args!(
+                "reload: waits until a set of {source} that is on its way is whole"
+            ));
+        }
+        self.is_reload_due = true;
+        self.reload_if_due();
+    }
+
+    /// Reads the configuration again if that was asked for, and no set of leases is halfway: it goes on
+    /// in turns, and whoever changes others meanwhile waits for one of those alone.
+    fn reload_if_due(&mut self) {
+        let set = self.leases.as_ref().and_then(Registry::set_on_its_way);
+        if self.is_reload_due && set.is_none() {
+            self.is_reload_due = false;
+            self.reload();
+        }
+    }
+
+    /// Reads the configuration again. When it is refused, nothing changes.
+    fn reload(&mut self) {
         let refused = "reload refused; the configuration in force stays";
         let settings = match self.arguments.load() {
             Ok(settings) => settings,
@@ -376,6 +404,9 @@ impl Gateway {
 
     /// Lets what is under way end, within the limit.
     async fn finish(mut self, signals: &mut Signals) -> Result<(), Fault> {
+        if self.is_reload_due {
+            refuse_late_reload();
+        }
         let limit = self.drain;
         say(format_args!(
             "draining: no new connections, {limit:?} at most for what is under way"
@@ -387,7 +418,7 @@ impl Gateway {
             tokio::select! {
                 wanted = signals.next() => match wanted {
                     Wanted::End => return Err(Fault::Interrupted),
-                    Wanted::Reload => say(format_args!("reload refused: m2u is ending")),
+                    Wanted::Reload => refuse_late_reload(),
                     Wanted::Counts => self.tell_counts(),
                 },
                 // What is still served must not be served under an old lease.
@@ -613,6 +644,10 @@ fn tell(events: &[Event]) {
             Event::Failed { .. } => say(format_args!("warning: {event}")),
         }
     }
+}
+
+fn refuse_late_reload() {
+    say(format_args!("reload refused: m2u is ending"));
 }
 
 /// Tells the operator. A standard error that nobody reads any more must not end a gateway.

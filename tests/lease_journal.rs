@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,6 +21,13 @@ use common::{
     leases::{self, PRESS, add, connect, gateway_of_press, lease, line, whose},
     upstream::Upstream,
     wait_until,
+};
+use m2u::{
+    config::{self, flags::Overrides},
+    control::{
+        lease::{directory::Directory, registry::Registry},
+        reload::Assembly,
+    },
 };
 use serde_json::Value;
 
@@ -285,6 +293,76 @@ fn a_run_that_ended_before_its_journal_was_written_anew_made_nothing_younger() {
         assert_eq!(seen, expected, "{age_ms}");
         gateway.stop();
     }
+}
+
+/// A run in `folder` that crashes as soon as it could be ready: its journal is not yet written anew.
+fn start_and_crash(folder: &Path) {
+    let settings = config::load(&folder.join("m2u.toml"), &Overrides::default()).unwrap();
+    let mut assembly = Assembly::default();
+    assembly.adopt(&settings).unwrap();
+    let accounts = settings.accounts.iter();
+    let directory = Directory::build(accounts.map(|account| {
+        let id = assembly.account_id(&account.reference).unwrap();
+        (id, account)
+    }));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(async {
+        let fixed = Arc::clone(assembly.identities());
+        let leases = settings.leases.as_ref().unwrap();
+        Registry::start(leases, &settings.listen, &[], directory, fixed).unwrap();
+    });
+    assert!(folder.join("journal.new").exists());
+}
+
+#[test]
+fn a_run_that_crashes_at_once_has_begun_all_the_same() {
+    let upstream = Upstream::echo();
+    let (gateway, _feed) = gateway_of_press(&upstream);
+    wait_until("a new journal", || !gateway.path("journal.new").exists());
+    let gateway = gateway.crash_and_restart(|folder| {
+        age(folder, 300_000);
+        start_and_crash(folder);
+        // That it was at work then, six minutes ago, says nothing of what was said before it.
+        age(folder, 360_000);
+    });
+    assert_eq!(whose("127.0.0.7", gateway.address()), Err(503));
+    gateway.stop();
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_is_removed_and_leases_go_on() {
+    let upstream = Upstream::echo();
+    let text = leases::configuration(&upstream.url(), "");
+    let gateway = Gateway::start_under_size_limit(&text, 64);
+    let mut feed = connect(&gateway);
+    feed.done(PRESS);
+    let is_given_up = || {
+        gateway
+            .log()
+            .contains("journal can't be written: File too large")
+    };
+    let mut number = 0;
+    while !is_given_up() {
+        number += 1;
+        assert!(number < 1_000, "it is written without end");
+        let more = format!(",\"session\":\"s{number}\"");
+        feed.done(&add("127.0.0.8", "press-08", &more));
+    }
+    let left = || ["journal", "journal.new"].map(|name| gateway.path(name).exists());
+    wait_until("the files to go", || left() == [false, false]);
+    // What has been said holds, and goes on to change.
+    feed.done(&add("127.0.0.9", "press-09", ""));
+    let release =
+        format!(r#"{{"op":"release","source":"vpn","address":"127.0.0.8","session":"s{number}"}}"#);
+    feed.done(&release);
+    assert!(whose("127.0.0.7", gateway.address()).is_ok());
+    assert!(whose("127.0.0.9", gateway.address()).is_ok());
+    assert_eq!(whose("127.0.0.8", gateway.address()), Err(403));
+    let gateway = gateway.crash_and_restart(|_| {});
+    assert_eq!(connect(&gateway).leases(), [""; 0]);
+    gateway.stop();
 }
 
 #[test]

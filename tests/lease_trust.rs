@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{PermissionsExt, chown, lchown, symlink},
     path::Path,
     process::{Command, Stdio},
 };
@@ -73,27 +73,91 @@ fn the_socket_stands_where_others_can_put_none_of_theirs() {
         (0o750, 0, nobody, None),
         // As /tmp is: others' files are safe there.
         (0o1777, 0, 0, None),
-        (0o777, 0, 0, Some("others may write to its folder")),
-        (0o775, 0, nobody, Some("others may write to its folder")),
-        (0o757, 0, 0, Some("others may write to its folder")),
-        (0o755, nobody, 0, Some("its folder is another user's")),
-        (0o1777, nobody, 0, Some("its folder is another user's")),
+        (0o777, 0, 0, Some("others may write to {},")),
+        (0o775, 0, nobody, Some("others may write to {},")),
+        (0o757, 0, 0, Some("others may write to {},")),
+        (0o755, nobody, 0, Some("{} belongs to user ")),
+        (0o1777, nobody, 0, Some("{} belongs to user ")),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        chown(folder.path(), Some(owner), Some(group))
-            .expect("only root may give a folder away; run the tests as root");
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
-        let outcome = listens_in(folder.path());
-        let what = format!("{mode:o} of {owner}:{group}: {outcome:?}");
-        match (outcome, refused) {
-            (Ok(()), None) => {}
-            (Err(said), Some(words)) => {
-                assert!(said.contains(words), "{what}");
-                assert!(said.contains("look at leases.socket"), "{what}");
-            }
-            _ => panic!("{what}"),
+        // Wherever on the way it is, it is that folder which is named.
+        for way in ["", "within", "within/deeper"] {
+            let folder = tempfile::tempdir().unwrap();
+            let last = folder.path().join(way);
+            fs::create_dir_all(&last).unwrap();
+            let modes = fs::Permissions::from_mode(mode);
+            fs::set_permissions(folder.path(), modes).unwrap();
+            chown(folder.path(), Some(owner), Some(group))
+                .expect("only root may give a folder away; run the tests as root");
+            let outcome = listens_in(&last);
+            let what = format!("{mode:o} of {owner}:{group}, {way:?}: {outcome:?}");
+            is_told(outcome, refused.map(|words| (words, folder.path())), &what);
         }
     }
+}
+
+/// A gateway started, or it says these words of this folder, and where to look.
+#[track_caller]
+fn is_told(outcome: Result<(), String>, refused: Option<(&str, &Path)>, what: &str) {
+    match (outcome, refused) {
+        (Ok(()), None) => {}
+        (Err(said), Some((words, folder))) => {
+            let reason = said.split_once("can't be made: ").expect(what).1;
+            let words = words.replace("{}", folder.to_str().unwrap());
+            assert!(reason.starts_with(&words), "{what}: {said}");
+            assert!(reason.contains("look at leases.socket"), "{what}");
+        }
+        _ => panic!("{what}"),
+    }
+}
+
+#[test]
+fn links_lead_to_the_socket_only_where_others_can_change_none() {
+    let (nobody, root) = (Some(nobody()), tempfile::tempdir().unwrap());
+    let path = |name: &str| root.path().join(name);
+    for (name, mode) in [("safe", 0o755), ("loose", 0o777), ("shared", 0o1777)] {
+        fs::create_dir_all(path(name).join("within")).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Where it stands, where it leads, who owns it.
+    for (link, target, owner) in [
+        ("safe/near", "within", None),
+        ("shared/own", "../safe/within", None),
+        ("shared/chain", "own", None),
+        ("shared/theirs", "../safe", nobody),
+        ("safe/theirs", "../shared/theirs", None),
+        ("loose/out", "../safe", None),
+        ("safe/through", "../loose/within", None),
+        ("safe/back", "../loose/../safe", None),
+    ] {
+        symlink(target, path(link)).unwrap();
+        lchown(path(link), owner, None)
+            .expect("only root may give a link away; run the tests as root");
+    }
+    symlink(path("loose"), path("safe/whole")).unwrap();
+    symlink("round", path("safe/round")).unwrap();
+    let loose = Some(("others may write to {},", path("loose")));
+    let theirs = Some(("{} belongs to user ", path("shared/theirs")));
+    for (way, refused) in [
+        ("safe/near", &None),
+        ("shared/own", &None),
+        ("shared/chain", &None),
+        ("shared/../safe", &None),
+        ("shared/theirs", &theirs),
+        ("safe/theirs", &theirs),
+        ("safe/theirs/within", &theirs),
+        ("loose/out", &loose),
+        ("safe/through", &loose),
+        ("safe/back", &loose),
+        ("safe/whole/within", &loose),
+        ("loose/../safe", &loose),
+    ] {
+        let refused = refused.as_ref();
+        let refused = refused.map(|(words, folder)| (*words, folder.as_path()));
+        is_told(listens_in(&path(way)), refused, way);
+        let _ = fs::remove_file(path(way).join("feed.sock"));
+    }
+    let endless = listens_in(&path("safe/round")).unwrap_err();
+    assert!(endless.contains("too many links lead to it"), "{endless}");
 }
 
 /// Two hubs, whose names for devices are these.

@@ -88,6 +88,17 @@ impl Gateway {
         Self::start_by(shell, config, &[])
     }
 
+    /// Starts where no file may become longer than so many blocks of 512 or 1,024 bytes; whoever writes
+    /// more is told so, as where the disk is full.
+    pub fn start_under_size_limit(config: &str, blocks: u64) -> Self {
+        let mut shell = Command::new("sh");
+        let limit = "trap '' XFSZ && ulimit -f \"$0\" && exec \"$@\"";
+        shell
+            .args(["-c", limit, &blocks.to_string()])
+            .arg(env!("CARGO_BIN_EXE_m2u"));
+        Self::start_by(shell, config, &[])
+    }
+
     /// Starts in a network namespace.
     pub fn start_inside(namespace: &Namespace, config: &str) -> Self {
         let command = namespace.command(env!("CARGO_BIN_EXE_m2u"));

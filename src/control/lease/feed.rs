@@ -8,7 +8,7 @@ use std::{
     fs, io, mem,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        unix::fs::{FileTypeExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     pin::pin,
@@ -30,6 +30,7 @@ use tokio::{
 };
 
 use super::{
+    folders,
     protocol::{self, Op, Reply, Request},
     seats::{Seat, Seats},
     turns::Listing,
@@ -196,10 +197,10 @@ impl Feed {
     ///
     /// # Errors
     /// The socket cannot be made; one that another process listens on is left alone. Nor is it made
-    /// where others could put a socket of theirs in its place.
+    /// where others could put a socket of theirs in its place, or in that of a folder on the way to it.
     pub fn listen(path: &Path, users: Vec<u32>) -> io::Result<Self> {
         let owners = vec![0, nix::unistd::geteuid().as_raw()];
-        check_folder(path, &owners)?;
+        folders::check(path, &owners)?;
         remove_abandoned(path)?;
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
@@ -225,29 +226,6 @@ impl Feed {
     pub fn try_next(&mut self) -> Option<Batch> {
         self.batches.try_recv().ok()
     }
-}
-
-/// Whether nobody but `owners` can put another socket in the place of one at `path`.
-fn check_folder(path: &Path, owners: &[u32]) -> io::Result<()> {
-    const OTHERS_WRITE: u32 = 0o022;
-    const STICKY: u32 = 0o1000;
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let folder = fs::metadata(folder)?;
-    let mode = folder.permissions().mode();
-    let reason = match () {
-        () if !owners.contains(&folder.uid()) => {
-            "its folder is another user's, who could put a socket of theirs there; let it be root's, \
-             or this user's"
-        }
-        () if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 => {
-            "others may write to its folder, and put a socket of theirs there; take that right away"
-        }
-        () => return Ok(()),
-    };
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
 }
 
 /// Removes a socket that nobody listens on, as a crash leaves it.

@@ -5,16 +5,18 @@
 //! they change, [`set`] how many do at once, [`recall`] what it begins with after a restart, by the
 //! [`clock`]. [`seen`] has what holds of hubs beside, whose hooks get lost, and `nested` those networks
 //! of theirs that lie within one another. [`feed`] is the Unix socket that sources write to, in the
-//! words of [`protocol`], whose `names` stand for something here; users share its [`seats`], and
-//! [`watch`] bounds what waits for those who only listen. [`openvpn`] has what hubs say of their
-//! clients. [`journal`] remembers leases over a restart. [`registry`] puts it together: what takes long
-//! it does in `turns`, so that nobody has to wait for it, and `keep` is what it does with the journal.
+//! words of [`protocol`], whose `names` stand for something here; nobody else can lead elsewhere through
+//! the `folders` on the way to it; users share its [`seats`], and [`watch`] bounds what waits for those
+//! who only listen. [`openvpn`] has what hubs say of their clients. [`journal`] remembers leases over a
+//! restart. [`registry`] puts it together: what takes long it does in `turns`, so that nobody has to
+//! wait for it, and `keep` is what it does with the journal.
 
 pub mod claim;
 pub mod claims;
 pub mod clock;
 pub mod directory;
 pub mod feed;
+mod folders;
 pub mod journal;
 mod keep;
 mod names;

@@ -168,18 +168,21 @@ impl Registry {
         self.table.identities()
     }
 
+    /// The source of the set that is being checked or taken in, if one is.
+    pub fn set_on_its_way(&self) -> Option<&str> {
+        self.table.begun_source()
+    }
+
     /// Puts the configuration's devices, addresses and hubs in the place of those before; answers
-    /// what there is to tell. The identities are new then.
+    /// what there is to tell. The identities are new then. Not while a set is
+    /// [on its way](Self::set_on_its_way), which names devices by the numbers of before; those that
+    /// wait name them as their sources do.
     pub fn adopt(
         &mut self,
         directory: Directory,
         fixed: Arc<IdentityTable>,
         hubs: &[Hub],
     ) -> Vec<String> {
-        // Sets on their way name devices by the numbers of before.
-        while !self.sets.is_empty() {
-            self.take_set_turn(&mut |_, _| {});
-        }
         self.table.advance(now());
         self.follow(hubs);
         let ended = self.table.adopt(directory, fixed);

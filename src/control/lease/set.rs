@@ -198,6 +198,11 @@ impl LeaseTable {
         matches!(stage, Some(Stage::Taken(taken)) if taken.source == source)
     }
 
+    /// Name of the source whose set has begun to come in, whether or not it is being taken in yet.
+    pub fn begun_source(&self) -> Option<&str> {
+        self.set.as_ref().map(|set| &*set.offers.source)
+    }
+
     /// Name of the source whose set is being taken in.
     pub fn taken_source(&self) -> Option<&str> {
         let set = self.set.as_ref().filter(|_| self.is_taking())?;

@@ -144,7 +144,7 @@ impl Registry {
     }
 
     /// Does one turn's worth for the first of the sets.
-    pub(super) fn take_set_turn(&mut self, publish: Publish<'_>) {
+    fn take_set_turn(&mut self, publish: Publish<'_>) {
         let Some(mut started) = self.sets.pop_front() else {
             return;
         };

@@ -17,6 +17,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
 use tokio::time::Instant;
@@ -31,8 +32,6 @@ use record::Record;
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// Held as long as this lives: another gateway would write over what this one has said.
-    _lock: File,
     pen: Pen,
     /// The file that is to stand in its place.
     new: Option<New>,
@@ -40,7 +39,12 @@ pub struct Journal {
     bytes_live: u64,
     /// When the disk is to have what was written; `None`: it has, or was asked to.
     sync_by: Option<Instant>,
+    /// It can't be written, and nothing of it shall be left.
+    is_given_up: bool,
     clerk: Clerk,
+    /// Held as long as this lives, and its clerk, which goes before: another gateway would write over
+    /// what this one has said, and this one's clerk over that.
+    _lock: File,
 }
 
 /// A journal on its way.
@@ -92,6 +96,14 @@ impl Pen {
 
 impl Drop for Journal {
     fn drop(&mut self) {
+        if self.is_given_up {
+            // First what is on its way: it finds no file any more that it could put in place. What
+            // can't be removed is too old to be believed soon.
+            for path in [beside(&self.path, ".new"), self.path.clone()] {
+                let _ = fs::remove_file(path);
+            }
+            return;
+        }
         // Whoever could not write has given up before.
         let _ = self.flush();
         self.clerk.ask(Task::Sync(Arc::clone(&self.pen.file)));
@@ -117,12 +129,13 @@ impl Journal {
         let reading = Reading::of(File::open(path)?);
         let journal = Self {
             path: path.to_owned(),
-            _lock: lock,
             pen,
             new: None,
             bytes_live: 0,
             sync_by: None,
+            is_given_up: false,
             clerk: Clerk::start()?,
+            _lock: lock,
         };
         Ok((journal, reading))
     }
@@ -177,15 +190,22 @@ impl Journal {
     }
 
     /// Says that it can't be written, and removes it: a memory with gaps is worse than none.
-    pub fn give_up(self, error: &io::Error) {
+    ///
+    /// Waits for no disk, which may be what is wrong: the files are removed and closed in a thread of
+    /// their own, at once, while the clerk may still hang in what it does.
+    pub fn give_up(mut self, error: &io::Error) {
         let path = self.path.display();
-        eprintln!(
+        // A standard error that nobody reads any more must not end a gateway.
+        let _ = writeln!(
+            io::stderr(),
             "m2u: warning: the journal {path} can't be written: {error}; leases will not outlive a \
              restart"
         );
-        // If that fails as well, what it has is too old to be believed soon.
-        let paths = vec![beside(&self.path, ".new"), self.path.clone()];
-        self.clerk.ask(Task::Remove(paths));
+        self.is_given_up = true;
+        self.clerk.dismiss();
+        let thread = thread::Builder::new().name("m2u-journal-end".to_owned());
+        // Without a thread it ends here and now.
+        let _ = thread.spawn(move || drop(self));
     }
 
     /// Whether most of it is history, and no other is on its way.
@@ -290,4 +310,69 @@ fn append(path: &Path) -> io::Result<File> {
         .append(true)
         .mode(0o600)
         .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        sync::mpsc,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn alive(revision: u64) -> Record<'static> {
+        Record::Alive { at_ms: 1, revision }
+    }
+
+    fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < PATIENCE, "still waiting for {what}");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_journal_is_given_up_while_its_disk_hangs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).expect("a journal");
+        let (disk, hangs) = mpsc::channel();
+        journal.clerk = Clerk::start_behind(hangs).expect("a thread");
+        journal.add(&alive(1)).expect("written");
+        journal.flush().expect("written");
+        let mut seen = File::open(&path).expect("a file");
+        // Another is to be put in its place, and a line waits.
+        journal.begin_anew([alive(1)].into_iter()).expect("written");
+        journal.copy([].into_iter(), None).expect("written");
+        journal.add(&alive(2)).expect("written");
+        let (told, heard) = mpsc::channel();
+        thread::spawn(move || {
+            journal.give_up(&io::ErrorKind::StorageFull.into());
+            told.send(())
+        });
+        let is_over = heard.recv_timeout(PATIENCE);
+        is_over.expect("it has waited for the disk");
+        let new = beside(&path, ".new");
+        wait_until("the files to go", || !path.exists() && !new.exists());
+        // Nobody else may begin one as long as this one's clerk could do something to it.
+        let refused = Journal::open(&path).expect_err("one that nobody uses");
+        assert!(refused.to_string().contains("another m2u uses it"));
+        drop(disk);
+        let mut next = None;
+        wait_until("the end of the clerk", || {
+            next = Journal::open(&path).ok();
+            next.is_some()
+        });
+        let (_journal, mut reading) = next.expect("a journal");
+        assert!(reading.next_record().expect("a file").is_none());
+        assert!(!new.exists());
+        let mut text = String::new();
+        seen.read_to_string(&mut text).expect("text");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
 }
