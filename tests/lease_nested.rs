@@ -296,6 +296,25 @@ fn a_stranger_in_a_network_is_not_taken_for_the_device_that_has_it() {
 }
 
 #[test]
+fn what_was_left_after_a_report_of_strangers_waits_for_one_of_since_then() {
+    let mut table = table();
+    add(&mut table, NORTH, OUTER, "press");
+    table.advance(1_700);
+    add(&mut table, NORTH, INNER, "mill");
+    table.advance(2_000);
+    table.release_session(NORTH, None, "mill").unwrap();
+    let offers = &[offer(0, OUTER, "press")];
+    for (as_of, strangers, expected) in [
+        (1_500, &[place(0, INNER)][..], UNCONFIRMED),
+        (1_600, &[], UNCONFIRMED),
+        (2_000, &[], Ok("press")),
+    ] {
+        table.reconcile(NORTH, as_of, &Seen { offers, strangers });
+        assert_whose(&mut table, 0, &[(BOTH, expected)]);
+    }
+}
+
+#[test]
 fn a_device_that_the_configuration_gives_up_speaks_for_nobody_around() {
     let mut table = table();
     add(&mut table, NORTH, OUTER, "press");

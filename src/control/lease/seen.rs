@@ -145,7 +145,9 @@ impl LeaseTable {
             self.mark_stale(place, source);
         }
         for place in strangers {
-            self.claims.nested.withhold(place, source, Why::Stranger);
+            // Of what has ended since, a later report has the word.
+            let why = ended.get(&place).map_or(Why::Stranger, |at| Why::Left(*at));
+            self.claims.nested.withhold(place, source, why);
             self.mark_stale(place, source);
         }
         let reported = &mut self.sources[source.0 as usize].reported;
