@@ -3,7 +3,8 @@
 //! A lease counts, and so does what must be remembered of a hub's that ended, until a report on the hub
 //! has come that was made since: whoever adds and releases ever new addresses in a hub's name is
 //! refused in the end, also if no report ever comes. A release puts what has ended in the place of the
-//! lease, and need never be refused. What a report has of strangers counts for nothing: the next one
+//! lease, and need never be refused. What a set on its way will bring has its room from the moment on in
+//! which it is certain. What a report has of strangers counts for nothing: the next one
 //! takes its place, so that there is never more of it than one report can hold
 //! (`limits::HUB_STATUS_BYTES_MAX`). Counts only; never goes through anything.
 
@@ -21,7 +22,7 @@ impl LeaseTable {
 
     /// How much room is taken.
     fn taken_room(&self) -> usize {
-        self.len + self.ended
+        self.len + self.coming() + self.ended
     }
 
     /// Whether what is new in `offers` has room, beside what stays.
@@ -38,7 +39,7 @@ impl LeaseTable {
             })
         };
         let new = offers.len() - offers.iter().filter(counts).count();
-        if self.taken_room() + new <= self.len_max {
+        if new == 0 || self.taken_room() + new <= self.len_max {
             return Ok(());
         }
         // A new run ends all of the earlier ones; they are counted where it matters alone. What ends of
@@ -68,9 +69,13 @@ impl LeaseTable {
         self.check_taken(self.taken_room() + 1)
     }
 
-    /// How much room is taken without what `source` has.
+    /// How much room is taken without what `source` has, and what is coming of it.
     fn room_without(&self, source: SourceId) -> usize {
-        self.taken_room() - self.sources[source.0 as usize].places.len()
+        let coming = match self.is_taking_of(source) {
+            true => self.coming(),
+            false => 0,
+        };
+        self.taken_room() - coming - self.sources[source.0 as usize].places.len()
     }
 
     /// Whether so much may be taken.

@@ -175,6 +175,7 @@ impl LeaseTable {
                 return;
             };
             self.timers.pop_first();
+            self.settle(place);
             self.mark_stale(place, source);
             let is_over = self
                 .claims
