@@ -297,22 +297,63 @@ fn a_set_says_nothing_twice_nor_of_an_earlier_run() {
     let closed = table.close_set();
     assert_eq!(closed, Err((None, Refused::OutOfOrder { newest: 6 })));
     table.drop_set();
-    // Likewise once nothing can refuse it any more.
-    table.begin_set("fleet", Some(6)).unwrap();
-    table.add_to_set(&offer(2, "0"), 0).unwrap();
-    table.add_to_set(&offer(4, "0"), 1).unwrap();
-    assert_eq!(table.close_set(), Ok(true));
-    table.add("fleet", Some(7), &offer(3, "1")).unwrap();
-    while !table.take_set(1) {
-        table.hold();
+}
+
+#[test]
+fn a_new_run_ends_the_set_of_an_earlier_one_at_once() {
+    let mut table = table();
+    for host in [1, 5, 9] {
+        table.add("fleet", Some(6), &offer(host, "1")).unwrap();
     }
+    table.add("hub", None, &offer(7, "1")).unwrap();
+    table.commit();
+    table.begin_set("fleet", Some(6)).unwrap();
+    for (position, host) in [2, 4, 5, 6].into_iter().enumerate() {
+        let added = table.add_to_set(&offer(host, "0"), position);
+        added.unwrap();
+    }
+    assert_eq!(table.close_set(), Ok(true));
+    // The first one has ended, the second is another's, the third ends behind them: nobody sees it.
+    table.take_set(2);
+    table.hold();
+    assert_eq!(
+        seen(&table)[..6],
+        [None, Some(1), None, None, None, Some(1)]
+    );
+    assert!(table.is_taking() && table.overtaken().is_none());
+    let late = table.add("fleet", Some(5), &offer(3, "1"));
+    assert_eq!(late, Err(Refused::OutOfOrder { newest: 6 }));
+    assert!(table.is_taking(), "a late word is none of a new run");
+    table.add("fleet", Some(7), &offer(3, "1")).unwrap();
+    let commit = table.commit().unwrap();
+    let known = |table: &LeaseTable| -> Vec<usize> {
+        let seen = seen(table).into_iter().enumerate();
+        seen.filter_map(|(host, device)| device.map(|_| host))
+            .collect()
+    };
+    assert_eq!(known(&table), [3, 7]);
+    for host in [1, 3, 5, 9] {
+        let network = place(host).network;
+        assert!(commit.moved.contains(&(Scope::NONE, network)), "{host}");
+    }
+    assert!(!table.is_taking());
+    assert_eq!(table.overtaken(), Some(Refused::OutOfOrder { newest: 7 }));
+    // What it leaves behind changes nothing more, and the next one begins as any does.
+    table.add("hub", None, &offer(8, "1")).unwrap();
+    table.commit();
+    let before = table.identities();
+    table.drop_set();
+    assert!(table.commit().is_none() && table.overtaken().is_none());
+    table.adopt(claims::acme(&["0", "1", "2", "3"]), Arc::default());
+    let differences = before.differences(&table.identities());
+    assert!(differences.is_empty(), "{differences:?}");
+    table.begin_set("fleet", None).unwrap();
+    table.add_to_set(&offer(2, "0"), 0).unwrap();
+    assert_eq!(table.close_set(), Ok(true));
+    while !table.take_set(1) {}
     table.hold();
     table.finish_set().unwrap();
-    table.commit();
-    let known: Vec<_> = (0..HOSTS)
-        .filter(|host| seen(&table)[*host].is_some())
-        .collect();
-    assert_eq!(known, [3]);
+    assert_eq!(known(&table), [2, 7, 8]);
 }
 
 #[test]

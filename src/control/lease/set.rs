@@ -4,7 +4,7 @@
 //! nobody else can refuse it: whoever claims what it has is told that it is taken, and its room is its
 //! own. What it changes is held back from the cores until all of it is in; they see it at once. An
 //! address about which somebody says something meanwhile goes ahead of the others, so that no answer
-//! rests on what the set has overtaken.
+//! rests on what the set has overtaken. Its source alone can still end it, by beginning a new run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,6 +59,8 @@ enum Stage {
     },
     /// It takes effect.
     Taken(Taken),
+    /// It did, until its source began anew: nothing of it is left.
+    Overtaken,
 }
 
 /// First comes what the source had before, in order: it is renewed or ends. What is still wanted then is
@@ -356,13 +358,26 @@ impl LeaseTable {
         }
     }
 
-    /// Leaves nothing of a set that `source` has overtaken itself, with a new run.
-    pub(super) fn empty_set(&mut self, source: SourceId) {
-        if let Some(set) = &mut self.set
-            && matches!(&set.stage, Stage::Taken(taken) if taken.source == source)
-        {
-            set.offers.wanted.clear();
+    /// Ends a set that `source` is overtaking itself, with a new run: what was held back of it is seen
+    /// with that, for the run rests on it.
+    pub(super) fn overtake_set(&mut self, source: SourceId) {
+        if !self.is_taking_of(source) {
+            return;
         }
+        if let Some(set) = &mut self.set
+            && let Stage::Taken(taken) = mem::replace(&mut set.stage, Stage::Overtaken)
+        {
+            self.tables = taken.next;
+            self.moved = taken.moved;
+        }
+    }
+
+    /// Why a set is over that was being taken in, if its source has overtaken it.
+    pub fn overtaken(&self) -> Option<Refused> {
+        let set = self.set.as_ref()?;
+        let source = self.by_name.get(&*set.offers.source)?;
+        let newest = self.sources[source.0 as usize].epoch;
+        matches!(set.stage, Stage::Overtaken).then_some(Refused::OutOfOrder { newest })
     }
 
     /// Whether a source may have such a set.
@@ -425,7 +440,7 @@ impl LeaseTable {
     fn taken(&mut self) -> Option<&mut Taken> {
         match &mut self.set.as_mut()?.stage {
             Stage::Taken(taken) => Some(taken),
-            Stage::Checked { .. } => None,
+            Stage::Checked { .. } | Stage::Overtaken => None,
         }
     }
 }

@@ -75,6 +75,8 @@ pub struct LeaseTable {
     pub(super) revision: u64,
     /// A large set that comes in by turns.
     pub(super) set: Option<Set>,
+    /// What one that was overtaken has made another's.
+    pub(super) moved: Vec<(Scope, IpNet)>,
 }
 
 impl LeaseTable {
@@ -365,7 +367,7 @@ impl LeaseTable {
         }
         self.revision += 1;
         let stale: Vec<Place> = mem::take(&mut self.stale).into_iter().collect();
-        let mut moved = Vec::new();
+        let mut moved = mem::take(&mut self.moved);
         for places in stale.chunk_by(|one, next| one.scope == next.scope) {
             let scope = places[0].scope;
             let number = usize::from(scope.0);
@@ -514,7 +516,7 @@ impl LeaseTable {
     /// Ends what `source` claimed in earlier runs than `epoch`.
     fn begin_epoch(&mut self, source: SourceId, epoch: Option<u64>) {
         if self.note_epoch(source, epoch) {
-            self.empty_set(source);
+            self.overtake_set(source);
             self.leave(&self.places_of(source), source);
         }
     }
