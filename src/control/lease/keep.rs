@@ -125,6 +125,10 @@ impl Registry {
                 memory.anchor = Some(anchor);
             }
             Record::Alive { at_ms, revision } => {
+                // A number that no gateway can have reached leaves none for the next change.
+                if revision > limits::REVISION_MAX {
+                    return Err(names::malformed("has the number of no change"));
+                }
                 memory.alive_ms = at_ms;
                 self.table.resume(revision);
             }
