@@ -1,5 +1,5 @@
 //! The control plane's part of live identity, driven by hand over its own socket: what happens between
-//! two turns of what takes long.
+//! two turns of what takes long, and on connections whose requests wait.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,6 +11,7 @@ use std::{
     fs,
     net::IpAddr,
     path::PathBuf,
+    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use std::{
 use common::{
     PATIENCE,
     claims::acme,
-    leases::{PRESS, add},
+    leases::{Outcome, PRESS, add},
 };
 use m2u::{
     config::settings::Leases,
@@ -198,6 +199,31 @@ fn run(test: impl AsyncFnOnce(PathBuf)) {
     runtime.unwrap().block_on(test(folder.path().to_owned()));
 }
 
+#[test]
+fn a_set_whose_sender_gives_up_while_it_is_checked_leaves_nothing() {
+    run(async |folder| {
+        let mut control = Control::start(folder).await;
+        let mut feed = control.connect().await;
+        assert_eq!(control.until(feed.ask(PRESS)).await["ok"], true);
+        let quitter = control.connect().await;
+        let quitter = control.send_set(quitter, set("vpn", 1, 5 * TURN)).await;
+        // Another one waits for its turn.
+        let patient = control.connect().await;
+        let mut patient = control.send_set(patient, set("hub", 1, TURN + 1)).await;
+        assert_eq!(control.count("leases"), 1, "nothing of it is in place");
+        drop(quitter);
+        let reply = control.until(patient.next()).await;
+        assert_eq!(reply["count"], TURN + 1, "{reply}");
+        assert_eq!(control.count("lease_given_up"), 1);
+        assert_eq!(control.count("leases"), 1 + TURN + 1);
+        assert_eq!(control.count("lease_refused"), 0);
+        assert_eq!(control.whose("127.0.0.7"), Some("press-07"));
+        // Nor has it begun a run.
+        let first = PRESS.replace("vpn\"", "vpn\",\"epoch\":1");
+        assert_eq!(control.until(feed.ask(&first)).await["ok"], true);
+    });
+}
+
 /// A set that ends 127.0.0.7 first of all, and is overtaken by an address of a new run when part of it
 /// is in place.
 async fn overtaken(control: &mut Control, watcher: &mut Connection) {
@@ -310,5 +336,64 @@ fn a_set_that_was_overtaken_is_over_also_if_its_sender_is_gone() {
         while !is_end(&control.until(watcher.next()).await) {}
         let journal = fs::read_to_string(folder.join("journal")).unwrap();
         assert!(journal.contains("{\"overtaken\":{\"source\":\"vpn\"}}"));
+    });
+}
+
+#[test]
+fn whoever_has_as_many_requests_under_way_as_may_be_is_told() {
+    run(async |folder| {
+        let mut control = Control::start(folder.clone()).await;
+        let mut feeds = Vec::new();
+        let mut waiting = Vec::new();
+        // They are at work as long as nobody answers them.
+        for _ in 0..limits::FEED_CONNECTIONS_PER_USER_MAX {
+            let mut feed = control.connect().await;
+            feed.send(PRESS).await;
+            feeds.push(feed);
+            loop {
+                let work = timeout(PATIENCE, control.registry.next()).await.unwrap();
+                if matches!(work, Work::Feed(_)) {
+                    waiting.push(work);
+                    break;
+                }
+            }
+        }
+        let mut one_more = control.connect().await;
+        let told = timeout(PATIENCE, one_more.next()).await.unwrap();
+        assert_eq!(
+            (&told["ok"], &told["error"]),
+            (&false.into(), &"busy".into())
+        );
+        let reason = told["reason"].as_str().unwrap();
+        assert!(reason.contains("none is idle; close some"), "{reason}");
+        let end = timeout(PATIENCE, one_more.receive()).await.unwrap();
+        assert!(end.is_none(), "{end:?}");
+        // As people hear it.
+        fs::write(
+            folder.join("m2u.toml"),
+            "listen = [\"127.0.0.1:0\"]\n[leases]\nsocket = \"feed.sock\"\n",
+        )
+        .unwrap();
+        let asked = tokio::task::spawn_blocking(move || {
+            let child = Command::new(env!("CARGO_BIN_EXE_m2u"))
+                .args(["lease", "list"])
+                .current_dir(folder)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn();
+            Outcome::of(child.unwrap())
+        });
+        let asked = timeout(PATIENCE, asked).await.unwrap().unwrap();
+        asked.refused("too many feeds are connected, and none is idle; close some");
+        // None of the others has lost its place, and once they have been answered there is room.
+        for work in waiting {
+            control.apply(work);
+        }
+        for mut feed in feeds {
+            assert_eq!(control.until(feed.next()).await["ok"], true);
+        }
+        let mut one_more = control.connect().await;
+        assert_eq!(control.until(one_more.ask(PRESS)).await["ok"], true);
     });
 }
