@@ -72,6 +72,9 @@ pub const JOURNAL_ALIVE: Duration = Duration::from_secs(5);
 pub const SCOPES_MAX: usize = 255;
 /// Leases of all sources.
 pub const LEASES_MAX: usize = 4_194_304;
+/// The highest number of a change that a journal may have: what lies beyond is damage. A hundred
+/// thousand changes a second take three thousand years to get there.
+pub const REVISION_MAX: u64 = 1 << 53;
 /// Sources of leases that a process remembers.
 pub const LEASE_SOURCES_MAX: usize = 4_096;
 /// Networks whose device changed that wait for a core to close their idle connections; beyond that

@@ -28,6 +28,7 @@ use m2u::{
         lease::{directory::Directory, registry::Registry},
         reload::Assembly,
     },
+    limits,
 };
 use serde_json::Value;
 
@@ -457,6 +458,32 @@ fn a_damaged_line_has_nothing_served_that_it_may_have_ended() {
     assert!(whose("127.0.0.8", gateway.address()).is_ok());
     assert_eq!(whose("127.0.0.7", gateway.address()), Err(503));
     gateway.stop();
+}
+
+#[test]
+fn a_number_that_no_change_can_have_had_is_damage() {
+    let upstream = Upstream::echo();
+    for number in [u64::MAX, limits::REVISION_MAX + 1] {
+        let (gateway, mut feed) = gateway_of_press(&upstream);
+        let newest = feed.done(&add("127.0.0.8", "press-08", ""));
+        let gateway = gateway.crash_and_restart(|folder| {
+            let text = fs::read_to_string(folder.join("journal")).unwrap();
+            let alive = text.lines().rfind(|line| line.starts_with("{\"alive\""));
+            let mut record: Value = serde_json::from_str(alive.unwrap()).unwrap();
+            *record.pointer_mut("/alive/revision").unwrap() = number.into();
+            append(folder, format!("{record}\n"));
+        });
+        let log = gateway.log();
+        assert!(log.contains("is damaged (1 in all)"), "{log}");
+        assert_eq!(whose("127.0.0.7", gateway.address()), Err(503));
+        let next = connect(&gateway).done(PRESS);
+        assert!(
+            (newest..newest + 10).contains(&next),
+            "{newest}, then {next}"
+        );
+        assert!(whose("127.0.0.7", gateway.address()).is_ok());
+        gateway.stop();
+    }
 }
 
 #[test]

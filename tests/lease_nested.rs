@@ -296,6 +296,25 @@ fn a_stranger_in_a_network_is_not_taken_for_the_device_that_has_it() {
 }
 
 #[test]
+fn what_was_left_after_a_report_of_strangers_waits_for_one_of_since_then() {
+    let mut table = table();
+    add(&mut table, NORTH, OUTER, "press");
+    table.advance(1_700);
+    add(&mut table, NORTH, INNER, "mill");
+    table.advance(2_000);
+    table.release_session(NORTH, None, "mill").unwrap();
+    let offers = &[offer(0, OUTER, "press")];
+    for (as_of, strangers, expected) in [
+        (1_500, &[place(0, INNER)][..], UNCONFIRMED),
+        (1_600, &[], UNCONFIRMED),
+        (2_000, &[], Ok("press")),
+    ] {
+        table.reconcile(NORTH, as_of, &Seen { offers, strangers });
+        assert_whose(&mut table, 0, &[(BOTH, expected)]);
+    }
+}
+
+#[test]
 fn a_device_that_the_configuration_gives_up_speaks_for_nobody_around() {
     let mut table = table();
     add(&mut table, NORTH, OUTER, "press");
@@ -410,4 +429,124 @@ fn whatever_a_hub_has_its_status_says_and_no_set() {
     assert_eq!(refused.token(), "source");
     assert_eq!(table.begin_set(NORTH, None).unwrap_err().token(), "source");
     assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+}
+
+/// As [`table`], but with room for `leases` alone.
+fn narrow(leases: usize) -> LeaseTable {
+    let mut table = LeaseTable::with_room_for(leases, 2);
+    table.adopt(acme(&["press", "mill", "saw"]), Arc::default());
+    table.advance(1_000);
+    table.expect_reports(NORTH).unwrap();
+    table
+}
+
+fn token(refused: Result<(), Refused>) -> &'static str {
+    refused.map_or_else(|refused| refused.token(), |()| "done")
+}
+
+#[test]
+fn what_comes_and_goes_between_two_reports_is_bounded_as_leases_are() {
+    const ROOM: usize = 4;
+    let mut table = narrow(ROOM);
+    add(&mut table, NORTH, OUTER, "press");
+    let inner = |number: usize| format!("10.65.{number}.0/24");
+    let visit = |table: &mut LeaseTable, number| {
+        let network = inner(number);
+        token(table.add(NORTH, None, &offer(0, &network, "mill")))
+    };
+    // However they end: by one, by their session, by their time, by a run that is new.
+    assert_eq!(visit(&mut table, 0), "done");
+    table
+        .release(NORTH, None, place(0, &inner(0)), None)
+        .unwrap();
+    assert_eq!(visit(&mut table, 1), "done");
+    table.release_session(NORTH, None, "mill").unwrap();
+    let brief = inner(2);
+    let brief = Offer {
+        expires: Some(1_500),
+        ..offer(0, &brief, "mill")
+    };
+    table.add(NORTH, None, &brief).unwrap();
+    table.advance(1_500);
+    assert_eq!((table.len(), table.ended()), (1, 3));
+    for number in 3..50 {
+        assert_eq!(visit(&mut table, number), "full");
+    }
+    // What was there may come back and go again, for ever.
+    for number in [0, 1, 2, 0, 1, 2] {
+        assert_eq!(visit(&mut table, number), "done");
+        table.release_session(NORTH, None, "mill").unwrap();
+    }
+    assert_eq!((table.len(), table.ended()), (1, 3));
+    // Nobody else can have the room, and a new run of the hub has none either for what is new.
+    assert_eq!(
+        token(table.add("vpn", None, &offer(0, "10.9.0.1", "saw"))),
+        "full"
+    );
+    assert_eq!(
+        table
+            .sync("vpn", None, &[offer(0, "10.9.0.1", "saw")])
+            .unwrap_err()
+            .1
+            .token(),
+        "full"
+    );
+    assert_eq!(
+        token(table.add(NORTH, Some(7), &offer(0, "10.9.0.1", "saw"))),
+        "full"
+    );
+    table
+        .add(NORTH, Some(7), &offer(0, OUTER, "press"))
+        .unwrap();
+    assert_eq!((table.len(), table.ended()), (1, 3));
+    // Nothing of it has been dropped: it is nobody's until a report of since then has come.
+    for number in 0..3 {
+        let host = inner(number).replace("0/24", "5");
+        assert_whose(&mut table, 0, &[(&host, UNCONFIRMED)]);
+    }
+    table.advance(2_000);
+    report(&mut table, 1_499, &[(OUTER, "press")]);
+    assert_eq!(table.ended(), 3, "it is older than the new run");
+    assert_eq!(visit(&mut table, 3), "full");
+    report(&mut table, 1_600, &[(OUTER, "press")]);
+    assert_eq!((table.len(), table.ended()), (1, 0));
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press"))]);
+    assert_eq!(visit(&mut table, 3), "done");
+}
+
+#[test]
+fn what_a_report_brings_has_the_room_that_is_left() {
+    let mut table = narrow(2);
+    add(&mut table, NORTH, OUTER, "press");
+    add(&mut table, NORTH, INNER, "mill");
+    table.advance(2_000);
+    table.release_session(NORTH, None, "mill").unwrap();
+    // Older than the release: it can't free the room, and what it has beside is withheld.
+    let other = "10.66.0.0/16";
+    let before = [(OUTER, "press"), (INNER, "mill"), (other, "saw")];
+    let refused = report(&mut table, 1_999, &before);
+    assert!(refused[0].contains("no more than 2 leases"), "{refused:?}");
+    assert_eq!((table.len(), table.ended()), (1, 1));
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), (ALONE, NOBODYS)]);
+    report(&mut table, 2_000, &[(OUTER, "press"), (other, "press")]);
+    assert_eq!((table.len(), table.ended()), (2, 0));
+    assert_whose(&mut table, 0, &[(BOTH, Ok("press")), (ALONE, Ok("press"))]);
+}
+
+#[test]
+fn what_ends_with_its_device_or_its_hub_is_counted_as_well() {
+    let mut table = narrow(3);
+    for (network, device) in [(OUTER, "press"), (INNER, "mill")] {
+        add(&mut table, NORTH, network, device);
+    }
+    table.adopt(acme(&["press", "saw"]), Arc::default());
+    assert_eq!((table.len(), table.ended()), (1, 1));
+    add(&mut table, NORTH, "10.9.0.1", "saw");
+    let more = table.add(NORTH, None, &offer(0, "10.9.0.2", "saw"));
+    assert_eq!(more, Err(Refused::Full(3)));
+    table.forget_hub(NORTH);
+    assert_eq!((table.len(), table.ended()), (0, 0));
+    table
+        .add(NORTH, None, &offer(0, "10.9.0.2", "saw"))
+        .unwrap();
 }

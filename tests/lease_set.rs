@@ -18,6 +18,7 @@ use m2u::{
         claim::{Offer, Place, Refused},
         table::LeaseTable,
     },
+    limits,
     snapshot::scope::Scope,
 };
 
@@ -26,11 +27,18 @@ const HOSTS: usize = 24;
 const SOURCES: [&str; 3] = ["fleet", "hub", "manual"];
 const ROUNDS: u64 = 20_000;
 
+/// More than anybody needs here.
+const ROOM: usize = limits::LEASES_MAX;
+
 fn table() -> LeaseTable {
+    table_for(ROOM)
+}
+
+fn table_for(leases: usize) -> LeaseTable {
     let names = (0..DEVICES).map(|number| number.to_string());
     let names: Vec<String> = names.collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let mut table = LeaseTable::new(0);
+    let mut table = LeaseTable::with_room_for(leases, 0);
     table.adopt(claims::acme(&names), Arc::default());
     table.advance(1_000);
     table
@@ -63,6 +71,17 @@ fn offer(host: usize, device: &str) -> Offer<'_> {
 struct Model(BTreeMap<(usize, &'static str), usize>);
 
 impl Model {
+    /// How much room is taken of a table with so many leases: a set on its way, which counts here, has
+    /// what it is going to need.
+    fn taken(&self, leases: usize) -> usize {
+        self.0.len().max(leases)
+    }
+
+    fn has_room_for_set(&self, source: &str, set: &BTreeMap<usize, usize>, room: usize) -> bool {
+        let others = self.0.keys().filter(|(_, of)| *of != source);
+        others.count() + set.len() <= room
+    }
+
     fn allows(&self, source: &str, host: usize, device: usize, replace: bool) -> bool {
         SOURCES.iter().all(|other| {
             let holder = self.0.get(&(host, other));
@@ -96,7 +115,12 @@ fn any_set(random: &mut Random) -> BTreeMap<usize, usize> {
 }
 
 /// One change by anybody, in the table and in the model; answers the hosts that it was about.
-fn change(table: &mut LeaseTable, model: &mut Model, random: &mut Random) -> Vec<usize> {
+fn change(
+    table: &mut LeaseTable,
+    model: &mut Model,
+    random: &mut Random,
+    room: usize,
+) -> Vec<usize> {
     let source = SOURCES[random.below(SOURCES.len())];
     let (host, device) = (random.below(HOSTS), random.below(DEVICES));
     if random.below(12) == 0 {
@@ -124,7 +148,11 @@ fn change(table: &mut LeaseTable, model: &mut Model, random: &mut Random) -> Vec
         ..offer(host, &name)
     };
     let added = table.add(source, None, &wanted);
-    let is_allowed = model.allows(source, host, device, replace);
+    let is_new = !model.0.contains_key(&(host, source));
+    // What the set says of the host has gone ahead.
+    let before = table.len() - usize::from(is_new && added.is_ok());
+    let has_room = !is_new || model.taken(before) < room;
+    let is_allowed = model.allows(source, host, device, replace) && has_room;
     assert_eq!(added.is_ok(), is_allowed, "{source} {host} {device}");
     if is_allowed {
         model.0.insert((host, source), device);
@@ -147,11 +175,16 @@ fn modelled(model: &Model) -> Vec<Option<usize>> {
 }
 
 /// Takes a set in by turns of the smallest size, with changes in between.
-fn take_by_turns(table: &mut LeaseTable, model: &mut Model, random: &mut Random) -> bool {
+fn take_by_turns(
+    table: &mut LeaseTable,
+    model: &mut Model,
+    random: &mut Random,
+    room: usize,
+) -> bool {
     let (source, set) = ("fleet", any_set(random));
     let mut meanwhile = |table: &mut LeaseTable, model: &mut Model| {
         let count = random.below(3);
-        let hosts = (0..count).flat_map(|_| change(table, model, random));
+        let hosts = (0..count).flat_map(|_| change(table, model, random, room));
         let hosts: Vec<usize> = hosts.collect();
         table.commit();
         hosts
@@ -170,7 +203,8 @@ fn take_by_turns(table: &mut LeaseTable, model: &mut Model, random: &mut Random)
     }
     meanwhile(table, model);
     let closed = table.close_set();
-    assert_eq!(closed.is_ok(), model.allows_set(source, &set), "{closed:?}");
+    let is_allowed = model.allows_set(source, &set) && model.has_room_for_set(source, &set, room);
+    assert_eq!(closed.is_ok(), is_allowed, "{closed:?}");
     if closed.is_err() {
         table.drop_set();
         assert_eq!(seen(table), modelled(model));
@@ -193,6 +227,8 @@ fn take_by_turns(table: &mut LeaseTable, model: &mut Model, random: &mut Random)
         }
         is_whole = table.take_set(1);
         table.hold();
+        // What goes ahead may come before what is to end.
+        assert!(table.len() <= room.saturating_add(ahead.len()));
     }
     let commit = table.finish_set().unwrap();
     for (host, was) in before.iter().enumerate() {
@@ -205,12 +241,22 @@ fn take_by_turns(table: &mut LeaseTable, model: &mut Model, random: &mut Random)
 
 #[test]
 fn a_set_by_turns_is_one_change_among_others() {
+    take_sets(ROOM);
+}
+
+#[test]
+fn a_set_on_its_way_has_the_room_that_it_needs_and_no_more() {
+    take_sets(16);
+}
+
+/// Takes many sets in, in a table that has room for so many leases.
+fn take_sets(room: usize) {
     let mut random = Random(20_261_126);
-    let (mut table, mut model) = (table(), Model::default());
+    let (mut table, mut model) = (table_for(room), Model::default());
     let (mut taken, mut refused) = (0, 0);
     for round in 0..ROUNDS {
         for _ in 0..random.below(4) {
-            change(&mut table, &mut model, &mut random);
+            change(&mut table, &mut model, &mut random, room);
             table.commit();
         }
         if round % 16 == 0 {
@@ -221,12 +267,13 @@ fn a_set_by_turns_is_one_change_among_others() {
             }
             table.commit();
         }
-        match take_by_turns(&mut table, &mut model, &mut random) {
+        match take_by_turns(&mut table, &mut model, &mut random, room) {
             true => taken += 1,
             false => refused += 1,
         }
         assert_eq!(seen(&table), modelled(&model), "round {round}");
         assert_eq!(table.len(), model.0.len());
+        assert!(table.len() <= room);
     }
     println!("{taken} sets taken in, {refused} refused");
     assert!(taken > ROUNDS / 10 && refused > ROUNDS / 10);
@@ -250,22 +297,90 @@ fn a_set_says_nothing_twice_nor_of_an_earlier_run() {
     let closed = table.close_set();
     assert_eq!(closed, Err((None, Refused::OutOfOrder { newest: 6 })));
     table.drop_set();
-    // Likewise once nothing can refuse it any more.
-    table.begin_set("fleet", Some(6)).unwrap();
-    table.add_to_set(&offer(2, "0"), 0).unwrap();
-    table.add_to_set(&offer(4, "0"), 1).unwrap();
-    assert_eq!(table.close_set(), Ok(true));
-    table.add("fleet", Some(7), &offer(3, "1")).unwrap();
-    while !table.take_set(1) {
-        table.hold();
+}
+
+#[test]
+fn a_new_run_ends_the_set_of_an_earlier_one_at_once() {
+    let mut table = table();
+    for host in [1, 5, 9] {
+        table.add("fleet", Some(6), &offer(host, "1")).unwrap();
     }
+    table.add("hub", None, &offer(7, "1")).unwrap();
+    table.commit();
+    table.begin_set("fleet", Some(6)).unwrap();
+    for (position, host) in [2, 4, 5, 6].into_iter().enumerate() {
+        let added = table.add_to_set(&offer(host, "0"), position);
+        added.unwrap();
+    }
+    assert_eq!(table.close_set(), Ok(true));
+    // The first one has ended, the second is another's, the third ends behind them: nobody sees it.
+    table.take_set(2);
+    table.hold();
+    assert_eq!(
+        seen(&table)[..6],
+        [None, Some(1), None, None, None, Some(1)]
+    );
+    assert!(table.is_taking() && table.overtaken().is_none());
+    let late = table.add("fleet", Some(5), &offer(3, "1"));
+    assert_eq!(late, Err(Refused::OutOfOrder { newest: 6 }));
+    assert!(table.is_taking(), "a late word is none of a new run");
+    table.add("fleet", Some(7), &offer(3, "1")).unwrap();
+    let commit = table.commit().unwrap();
+    let known = |table: &LeaseTable| -> Vec<usize> {
+        let seen = seen(table).into_iter().enumerate();
+        seen.filter_map(|(host, device)| device.map(|_| host))
+            .collect()
+    };
+    assert_eq!(known(&table), [3, 7]);
+    for host in [1, 3, 5, 9] {
+        let network = place(host).network;
+        assert!(commit.moved.contains(&(Scope::NONE, network)), "{host}");
+    }
+    assert!(!table.is_taking());
+    assert_eq!(table.overtaken(), Some(Refused::OutOfOrder { newest: 7 }));
+    // What it leaves behind changes nothing more, and the next one begins as any does.
+    table.add("hub", None, &offer(8, "1")).unwrap();
+    table.commit();
+    let before = table.identities();
+    table.drop_set();
+    assert!(table.commit().is_none() && table.overtaken().is_none());
+    table.adopt(claims::acme(&["0", "1", "2", "3"]), Arc::default());
+    let differences = before.differences(&table.identities());
+    assert!(differences.is_empty(), "{differences:?}");
+    table.begin_set("fleet", None).unwrap();
+    table.add_to_set(&offer(2, "0"), 0).unwrap();
+    assert_eq!(table.close_set(), Ok(true));
+    while !table.take_set(1) {}
     table.hold();
     table.finish_set().unwrap();
+    assert_eq!(known(&table), [2, 7, 8]);
+}
+
+#[test]
+fn what_would_end_by_itself_is_renewed_by_the_set_on_its_way() {
+    let mut table = table_for(3);
+    let brief = Offer {
+        expires: Some(2_000),
+        ..offer(2, "0")
+    };
+    table.add("fleet", None, &offer(1, "0")).unwrap();
+    table.add("fleet", None, &brief).unwrap();
     table.commit();
-    let known: Vec<_> = (0..HOSTS)
-        .filter(|host| seen(&table)[*host].is_some())
-        .collect();
-    assert_eq!(known, [3]);
+    table.begin_set("fleet", None).unwrap();
+    for (position, host) in [2, 5, 6].into_iter().enumerate() {
+        table.add_to_set(&offer(host, "0"), position).unwrap();
+    }
+    assert_eq!(table.close_set(), Ok(true));
+    table.advance(2_000);
+    table.commit();
+    assert_eq!(seen(&table)[2], Some(0));
+    // Nor has anybody else the room that it had.
+    let other = table.add("manual", None, &offer(9, "0"));
+    assert_eq!(other, Err(Refused::Full(3)));
+    while !table.take_set(1) {}
+    table.hold();
+    table.finish_set().unwrap();
+    assert_eq!((table.len(), seen(&table)[2]), (3, Some(0)));
 }
 
 #[test]
@@ -286,7 +401,7 @@ fn whoever_stops_at_a_place_goes_on_behind_it() {
             shown.extend(leases.map(|lease| (host, lease.source.to_owned())));
             cursor = Some(place);
             for _ in 0..random.below(3) {
-                touched.extend(change(&mut table, &mut model, &mut random));
+                touched.extend(change(&mut table, &mut model, &mut random, ROOM));
             }
             table.commit();
         }
@@ -304,7 +419,7 @@ fn whoever_stops_at_a_place_goes_on_behind_it() {
 #[test]
 fn what_ends_at_once_ends_in_turns() {
     let mut table = table();
-    let count = 3 * m2u::limits::LEASE_TURN;
+    let count = 3 * limits::LEASE_TURN;
     for number in 0..count {
         let network = IpNet::from(IpAddr::from(Ipv4Addr::from_bits(
             0x0a01_0000 + number as u32,
@@ -323,7 +438,7 @@ fn what_ends_at_once_ends_in_turns() {
     table.advance(2_000);
     assert!(table.is_behind() && !table.is_empty());
     let ended = table.commit().unwrap();
-    assert_eq!(ended.moved.len(), m2u::limits::LEASE_TURN);
+    assert_eq!(ended.moved.len(), limits::LEASE_TURN);
     while table.is_behind() {
         table.advance(2_000);
         table.commit();

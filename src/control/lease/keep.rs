@@ -125,6 +125,10 @@ impl Registry {
                 memory.anchor = Some(anchor);
             }
             Record::Alive { at_ms, revision } => {
+                // A number that no gateway can have reached leaves none for the next change.
+                if revision > limits::REVISION_MAX {
+                    return Err(names::malformed("has the number of no change"));
+                }
                 memory.alive_ms = at_ms;
                 self.table.resume(revision);
             }
@@ -135,6 +139,7 @@ impl Registry {
                     false => memory.unfinished.insert(source),
                 };
             }
+            Record::Overtaken { source } => drop(memory.unfinished.remove(&source)),
             Record::End {
                 address,
                 scope,
@@ -208,8 +213,18 @@ impl Registry {
     /// Writes that a set of a source is on its way, or whole.
     pub(super) fn record_set(&mut self, source: &str, whole: bool) {
         let source = source.to_owned();
+        self.record_sign(&Record::Set { source, whole });
+    }
+
+    /// Writes that a set of a source is over which the source itself has overtaken.
+    pub(super) fn record_overtaken(&mut self, source: &str) {
+        let source = source.to_owned();
+        self.record_sign(&Record::Overtaken { source });
+    }
+
+    fn record_sign(&mut self, sign: &Record<'_>) {
         self.with_journal(|registry, journal| {
-            journal.add(&Record::Set { source, whole })?;
+            journal.add(sign)?;
             journal.add(&registry.alive_now())?;
             journal.flush()
         });

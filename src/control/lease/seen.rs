@@ -73,7 +73,8 @@ impl LeaseTable {
             self.mark_stale(place, source);
         }
         self.claims.nested.remove_hub(source);
-        self.sources[source.0 as usize].reported = None;
+        let reported = self.sources[source.0 as usize].reported.take();
+        self.ended -= reported.map_or(0, |reported| reported.ended.len());
     }
 
     /// Brings the claims of `source`, which is a hub, in line with what was `seen` of it at `as_of`;
@@ -92,7 +93,9 @@ impl LeaseTable {
         }
         let reported = known.reported.get_or_insert_default();
         let mut ended = mem::take(&mut reported.ended);
+        self.ended -= ended.len();
         ended.retain(|_, at| *at > as_of);
+        self.ended += ended.len();
         let mut strangers: HashSet<Place> = seen.strangers.iter().copied().collect();
         let offers = seen.offers;
         let devices: Vec<_> = offers.iter().map(|offer| self.claims.find(offer)).collect();
@@ -115,11 +118,12 @@ impl LeaseTable {
             if is_newer || ended.contains_key(&offer.place) {
                 continue;
             }
-            match device {
-                Ok(_) if claim.is_none() && self.len() >= self.len_max => {
-                    refused.push(Refused::Full(self.len_max));
-                    strangers.insert(offer.place);
-                }
+            let is_new = claim.is_none();
+            let found = device.and_then(|device| match is_new {
+                true => self.check_room_for_one().map(|()| device),
+                false => Ok(device),
+            });
+            match found {
                 Ok(device) => {
                     if let Err(conflict) = self.check_holder(Some(source), None, offer, device) {
                         refused.push(conflict);
@@ -141,7 +145,9 @@ impl LeaseTable {
             self.mark_stale(place, source);
         }
         for place in strangers {
-            self.claims.nested.withhold(place, source, Why::Stranger);
+            // Of what has ended since, a later report has the word.
+            let why = ended.get(&place).map_or(Why::Stranger, |at| Why::Left(*at));
+            self.claims.nested.withhold(place, source, why);
             self.mark_stale(place, source);
         }
         let reported = &mut self.sources[source.0 as usize].reported;
@@ -202,6 +208,7 @@ impl LeaseTable {
         let unsure: Vec<_> = unsure.collect();
         for place in places {
             self.remove(*place, source);
+            self.remember_end(*place, source);
         }
         for place in unsure {
             self.withhold(place, source);
@@ -210,6 +217,14 @@ impl LeaseTable {
             if is_hub && self.claims.is_surrounded(*place) {
                 self.withhold(*place, source);
             }
+        }
+    }
+
+    /// Notes, of a hub's claim, that it ended: a report may still have it.
+    pub(super) fn remember_end(&mut self, place: Place, source: SourceId) {
+        if let Some(reported) = &mut self.sources[source.0 as usize].reported {
+            let is_known = reported.ended.insert(place, self.claims.now).is_some();
+            self.ended += usize::from(!is_known);
         }
     }
 

@@ -1,10 +1,10 @@
 //! A whole set of a source on its way into the table, in turns: others' changes come in between.
 //!
 //! It is checked first, offer by offer, and may be refused: nothing has changed then. From there on
-//! nothing can refuse it, and whoever claims what it has is told that it is taken. What it changes is
-//! held back from the cores until all of it is in; they see it at once. An address about which
-//! somebody says something meanwhile goes ahead of the others, so that no answer rests on what the set
-//! has overtaken.
+//! nobody else can refuse it: whoever claims what it has is told that it is taken, and its room is its
+//! own. What it changes is held back from the cores until all of it is in; they see it at once. An
+//! address about which somebody says something meanwhile goes ahead of the others, so that no answer
+//! rests on what the set has overtaken. Its source alone can still end it, by beginning a new run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,12 +59,19 @@ enum Stage {
     },
     /// It takes effect.
     Taken(Taken),
+    /// It did, until its source began anew: nothing of it is left.
+    Overtaken,
 }
 
+/// First comes what the source had before, in order: it is renewed or ends. What is still wanted then is
+/// new. So there are never more leases on the way than before it or behind it, but for what went ahead
+/// while something had still to end.
 #[derive(Debug)]
 struct Taken {
     source: SourceId,
-    /// Everything up to there is as it has to be.
+    /// How much of what it had before is not yet as it has to be.
+    old: usize,
+    /// What it had up to there is.
     cursor: Option<Place>,
     /// Behind it, what went ahead.
     settled: BTreeSet<Place>,
@@ -175,6 +182,7 @@ impl LeaseTable {
             self.note_epoch(source, set.offers.epoch);
             set.stage = Stage::Taken(Taken {
                 source,
+                old: self.sources[source.0 as usize].places.len(),
                 cursor: None,
                 settled: BTreeSet::new(),
                 next: self.tables.clone(),
@@ -214,29 +222,45 @@ impl LeaseTable {
         self.set.take().map(|set| set.offers)
     }
 
+    /// How many leases the set that is being taken in will bring, beyond those that it will end.
+    pub(super) fn coming(&self) -> usize {
+        match &self.set {
+            Some(Set {
+                offers,
+                stage: Stage::Taken(taken),
+            }) => offers.len().saturating_sub(taken.old),
+            _ => 0,
+        }
+    }
+
     /// Puts up to `count` leases of the set in place; says whether it is all there.
     pub fn take_set(&mut self, count: usize) -> bool {
         for _ in 0..count {
-            let Some((offers, taken)) = self.taken() else {
+            let Some(Set {
+                offers,
+                stage: Stage::Taken(taken),
+            }) = &mut self.set
+            else {
                 return true;
             };
             let source = taken.source;
             let behind = taken.cursor.map_or(Bound::Unbounded, Bound::Excluded);
-            let new = offers.wanted.first_entry();
-            let new = new.map(|entry| *entry.key());
             let places = &self.sources[source.0 as usize].places;
             let old = places.range((behind, Bound::Unbounded)).next().copied();
-            let Some(place) = [old, new].into_iter().flatten().min() else {
-                return true;
-            };
-            let Some((offers, taken)) = self.taken() else {
-                return true;
+            let Some(place) = old.filter(|_| taken.old > 0) else {
+                let Some((place, wanted)) = offers.wanted.pop_first() else {
+                    return true;
+                };
+                self.put_wanted(source, place, wanted);
+                continue;
             };
             taken.cursor = Some(place);
-            let is_settled = taken.settled.remove(&place);
+            if taken.settled.remove(&place) {
+                continue;
+            }
+            taken.old -= 1;
             match offers.wanted.remove(&place) {
                 Some(wanted) => self.put_wanted(source, place, wanted),
-                None if is_settled => {}
                 None => self.leave(&[place], source),
             }
         }
@@ -278,14 +302,14 @@ impl LeaseTable {
     pub(super) fn change_next(&mut self, places: &[Place]) {
         let scope = places[0].scope;
         let number = usize::from(scope.0);
-        let Some((_, taken)) = self.taken() else {
+        let Some(taken) = self.taken() else {
             return;
         };
         let next = Arc::clone(&taken.next[number]);
         let Some((table, networks)) = self.changed(&next, places) else {
             return;
         };
-        if let Some((_, taken)) = self.taken() {
+        if let Some(taken) = self.taken() {
             taken.next[number] = Arc::new(table);
             // One more than are told apart says as much as all of them.
             let room = (limits::MOVED_NETWORKS_MAX + 1).saturating_sub(taken.moved.len());
@@ -300,21 +324,30 @@ impl LeaseTable {
             return;
         }
         for place in self.claims.related(place) {
-            let Some((offers, taken)) = self.taken() else {
+            let Some(Set {
+                offers,
+                stage: Stage::Taken(taken),
+            }) = &mut self.set
+            else {
                 return;
             };
-            let source = taken.source;
-            if taken.cursor.is_some_and(|cursor| place <= cursor) {
-                // It is in place, and has been held back.
-                self.stale.insert(place);
+            let (source, wanted) = (taken.source, offers.wanted.remove(&place));
+            if taken.old == 0 || taken.cursor.is_some_and(|cursor| place <= cursor) {
+                match wanted {
+                    Some(wanted) => self.put_wanted(source, place, wanted),
+                    // It is in place, and has been held back.
+                    None => drop(self.stale.insert(place)),
+                }
                 continue;
             }
             if !taken.settled.insert(place) {
                 continue;
             }
-            match offers.wanted.remove(&place) {
+            let is_old = self.claims.claim(place, source).is_some();
+            taken.old -= usize::from(is_old);
+            match wanted {
                 Some(wanted) => self.put_wanted(source, place, wanted),
-                None if self.claims.claim(place, source).is_some() => self.leave(&[place], source),
+                None if is_old => self.leave(&[place], source),
                 None => {}
             }
         }
@@ -330,13 +363,26 @@ impl LeaseTable {
         }
     }
 
-    /// Leaves nothing of a set that `source` has overtaken itself, with a new run.
-    pub(super) fn empty_set(&mut self, source: SourceId) {
-        if let Some((offers, taken)) = self.taken()
-            && taken.source == source
-        {
-            offers.wanted.clear();
+    /// Ends a set that `source` is overtaking itself, with a new run: what was held back of it is seen
+    /// with that, for the run rests on it.
+    pub(super) fn overtake_set(&mut self, source: SourceId) {
+        if !self.is_taking_of(source) {
+            return;
         }
+        if let Some(set) = &mut self.set
+            && let Stage::Taken(taken) = mem::replace(&mut set.stage, Stage::Overtaken)
+        {
+            self.tables = taken.next;
+            self.moved = taken.moved;
+        }
+    }
+
+    /// Why a set is over that was being taken in, if its source has overtaken it.
+    pub fn overtaken(&self) -> Option<Refused> {
+        let set = self.set.as_ref()?;
+        let source = self.by_name.get(&*set.offers.source)?;
+        let newest = self.sources[source.0 as usize].epoch;
+        matches!(set.stage, Stage::Overtaken).then_some(Refused::OutOfOrder { newest })
     }
 
     /// Whether a source may have such a set.
@@ -396,11 +442,10 @@ impl LeaseTable {
         self.put(source, &wanted.offer(place), wanted.device, now);
     }
 
-    fn taken(&mut self) -> Option<(&mut Offers, &mut Taken)> {
-        let set = self.set.as_mut()?;
-        match &mut set.stage {
-            Stage::Taken(taken) => Some((&mut set.offers, taken)),
-            Stage::Checked { .. } => None,
+    fn taken(&mut self) -> Option<&mut Taken> {
+        match &mut self.set.as_mut()?.stage {
+            Stage::Taken(taken) => Some(taken),
+            Stage::Checked { .. } | Stage::Overtaken => None,
         }
     }
 }

@@ -58,7 +58,9 @@ pub struct LeaseTable {
     /// As published: of no scope, then of scope 1, 2 …
     pub(super) tables: Vec<Arc<IdentityTable>>,
     pub(super) len: usize,
-    /// How many leases there may be.
+    /// Of all hubs, what is remembered because it ended.
+    pub(super) ended: usize,
+    /// How many leases there may be, and how much there may be of both.
     pub(super) len_max: usize,
     pub(super) sources: Vec<Source>,
     pub(super) by_name: HashMap<Arc<str>, SourceId>,
@@ -73,6 +75,8 @@ pub struct LeaseTable {
     pub(super) revision: u64,
     /// A large set that comes in by turns.
     pub(super) set: Option<Set>,
+    /// What one that was overtaken has made another's.
+    pub(super) moved: Vec<(Scope, IpNet)>,
 }
 
 impl LeaseTable {
@@ -137,6 +141,7 @@ impl LeaseTable {
         for (place, source, _) in &orphans {
             self.remove(*place, *source);
             if self.claims.nested.is_hub(*source) {
+                self.remember_end(*place, *source);
                 // The hub lets its client speak all the same.
                 let why = Why::Left(self.claims.now);
                 self.claims.nested.withhold(*place, *source, why);
@@ -172,6 +177,7 @@ impl LeaseTable {
                 return;
             };
             self.timers.pop_first();
+            self.settle(place);
             self.mark_stale(place, source);
             let is_over = self
                 .claims
@@ -244,46 +250,6 @@ impl LeaseTable {
             }
         }
         Ok(())
-    }
-
-    /// Whether what is new in `offers` has room, beside what stays.
-    fn check_room(
-        &self,
-        source: Option<SourceId>,
-        epoch: Option<u64>,
-        offers: &[Offer<'_>],
-    ) -> Result<(), Refused> {
-        let is_known = |offer: &&Offer<'_>| {
-            source.is_some_and(|source| self.claims.claim(offer.place, source).is_some())
-        };
-        let new = offers.len() - offers.iter().filter(is_known).count();
-        if self.len + new <= self.len_max {
-            return Ok(());
-        }
-        // A new run ends all of the earlier ones; they are counted where it matters alone.
-        let begins = source.filter(|source| epoch > Some(self.sources[source.0 as usize].epoch));
-        match begins.map(|source| self.sources[source.0 as usize].places.len()) {
-            Some(ended) => self.check_len(self.len - ended + offers.len()),
-            None => self.check_len(self.len + new),
-        }
-    }
-
-    /// Whether a source's whole set has room in the place of what the source has.
-    pub(super) fn check_room_for(
-        &self,
-        offers: &Offers,
-        source: Option<SourceId>,
-    ) -> Result<(), Refused> {
-        let before = source.map_or(0, |source| self.sources[source.0 as usize].places.len());
-        self.check_len(self.len - before + offers.len())
-    }
-
-    /// Whether there may be so many leases.
-    fn check_len(&self, len: usize) -> Result<(), Refused> {
-        match len <= self.len_max {
-            true => Ok(()),
-            false => Err(Refused::Full(self.len_max)),
-        }
     }
 
     /// Takes a claim of `source` back.
@@ -401,7 +367,7 @@ impl LeaseTable {
         }
         self.revision += 1;
         let stale: Vec<Place> = mem::take(&mut self.stale).into_iter().collect();
-        let mut moved = Vec::new();
+        let mut moved = mem::take(&mut self.moved);
         for places in stale.chunk_by(|one, next| one.scope == next.scope) {
             let scope = places[0].scope;
             let number = usize::from(scope.0);
@@ -550,7 +516,7 @@ impl LeaseTable {
     /// Ends what `source` claimed in earlier runs than `epoch`.
     fn begin_epoch(&mut self, source: SourceId, epoch: Option<u64>) {
         if self.note_epoch(source, epoch) {
-            self.empty_set(source);
+            self.overtake_set(source);
             self.leave(&self.places_of(source), source);
         }
     }
@@ -582,7 +548,7 @@ impl LeaseTable {
     ) {
         let place = offer.place;
         if let Some(reported) = &mut self.sources[source.0 as usize].reported {
-            reported.ended.remove(&place);
+            self.ended -= usize::from(reported.ended.remove(&place).is_some());
             self.claims.nested.let_go_of(place, source);
             if reported.places.insert(place) {
                 self.claims.nested.add(place);
@@ -633,11 +599,10 @@ impl LeaseTable {
         }
         let known = &mut self.sources[source.0 as usize];
         known.places.remove(&place);
-        if let Some(reported) = &mut known.reported {
-            reported.ended.insert(place, self.claims.now);
-            if reported.places.remove(&place) {
-                self.claims.nested.remove(place);
-            }
+        if let Some(reported) = &mut known.reported
+            && reported.places.remove(&place)
+        {
+            self.claims.nested.remove(place);
         }
         self.touch(place, source);
     }

@@ -148,8 +148,9 @@ impl Registry {
         let Some(mut started) = self.sets.pop_front() else {
             return;
         };
-        // As long as it can be refused, it ends with whoever waits for it.
-        let answer = match !self.table.is_taking() && started.batch.peer.is_gone() {
+        // As long as anybody can refuse it, it ends with whoever waits for it.
+        let is_certain = self.table.is_taking() || self.table.overtaken().is_some();
+        let answer = match !is_certain && started.batch.peer.is_gone() {
             true => {
                 self.discard(&mut started);
                 Some(self.give_up_job())
@@ -187,6 +188,10 @@ impl Registry {
     ) -> Option<Result<usize, SetFault>> {
         if self.table.is_taking() {
             return self.take_effect(lines.len(), publish).map(Ok);
+        }
+        if let Some(overtaken) = self.table.overtaken() {
+            self.end_overtaken(head);
+            return Some(Err(set_fault((None, overtaken))));
         }
         let checked = match lines.is_taken() {
             false => self.check_part(head, lines),
@@ -257,6 +262,17 @@ impl Registry {
             telling.revision = Some(commit.revision);
         }
         Some(count)
+    }
+
+    /// Has the journal know that nothing of a set is half done that its source has overtaken, and
+    /// watchers hear what it had changed by then.
+    fn end_overtaken(&mut self, head: &Request) {
+        if let Some(source) = &head.source {
+            self.record_overtaken(source);
+        }
+        if let Some(telling) = self.telling.back_mut() {
+            telling.revision = Some(self.table.revision());
+        }
     }
 
     /// Gives up a set that was refused. What it held is dropped elsewhere: that takes long.

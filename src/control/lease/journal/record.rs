@@ -29,6 +29,12 @@ pub enum Record<'a> {
         /// Whether it is.
         whole: bool,
     },
+    /// Such a set will never be whole, for its source has begun anew: all that it has said since is here,
+    /// and of the set nothing is left.
+    Overtaken {
+        /// The source's name.
+        source: String,
+    },
     /// The newest run of a source.
     Epoch {
         /// Its name.
