@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -40,7 +41,11 @@ use crate::{
     engine::{Engine, EngineError, EngineSettings, StartError, net::sys},
     limits,
     observe::access_log::Log,
-    snapshot::{Snapshot, publish::Publisher, scope::Identities},
+    snapshot::{
+        Snapshot,
+        publish::Publisher,
+        scope::{Identities, Scope},
+    },
 };
 
 /// How often the workers' health is looked at.
@@ -343,27 +348,15 @@ impl Gateway {
         };
         let directory = directory(settings, &self.assembly);
         let fixed = Arc::clone(self.assembly.identities());
+        let publish = publish_leases(&self.publisher);
         leases
-            .adopt(directory, fixed, &settings.openvpn)
+            .adopt(directory, fixed, &settings.openvpn, publish)
             .iter()
             .for_each(|news| say(format_args!("{news}")));
-        let snapshot = Snapshot {
-            identities: leases.identities(),
-            ..Snapshot::clone(&self.publisher.current())
-        };
-        self.put_in_force(snapshot);
     }
 
     fn change_leases(&mut self, work: Work) {
-        let publisher = &self.publisher;
-        let publish = |identities: Identities, moved: &[_]| {
-            let current = Snapshot::clone(&publisher.current());
-            let snapshot = Snapshot {
-                identities,
-                ..current
-            };
-            publisher.publish_moved(snapshot, moved);
-        };
+        let publish = publish_leases(&self.publisher);
         if let Some(leases) = &mut self.leases {
             let news = leases.apply(work, publish);
             news.iter().for_each(|news| say(format_args!("{news}")));
@@ -643,6 +636,18 @@ fn tell(events: &[Event]) {
             Event::Recovered { .. } => say(format_args!("{event}")),
             Event::Failed { .. } => say(format_args!("warning: {event}")),
         }
+    }
+}
+
+/// Puts other identities in force, with the routes as they are; and tells what has moved with them.
+fn publish_leases(publisher: &Publisher) -> impl Fn(Identities, &[(Scope, IpNet)]) {
+    |identities, moved| {
+        let current = Snapshot::clone(&publisher.current());
+        let snapshot = Snapshot {
+            identities,
+            ..current
+        };
+        publisher.publish_moved(snapshot, moved);
     }
 }
 

@@ -83,6 +83,19 @@ impl Directory {
             .ok_or(Absent::Device)
     }
 
+    /// Whether every device of `before` has its number here as well, and the same is stamped for it.
+    pub fn continues(&self, before: &Self) -> bool {
+        let is_same =
+            |(old, new): (Device<'_>, Device<'_>)| (old.name, old.serial) == (new.name, new.serial);
+        let mut accounts = before.accounts.iter().zip(&self.accounts);
+        before.accounts.len() <= self.accounts.len()
+            && accounts.all(|((old_id, old_reference, old), (id, reference, new))| {
+                (old_id, old_reference) == (id, reference)
+                    && old.len() <= new.len()
+                    && old.iter().zip(new.iter()).all(is_same)
+            })
+    }
+
     /// What is stamped for a device.
     pub fn identity(&self, id: DeviceId) -> Identity<'_> {
         let Device { name, serial, .. } = self.device(id);

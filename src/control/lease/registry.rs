@@ -145,7 +145,7 @@ impl Registry {
             counts: Counts::default(),
         };
         registry.table.advance(now());
-        registry.table.adopt(directory, fixed);
+        registry.table.begin(directory, fixed);
         registry.follow(hubs);
         let mut news = Vec::new();
         if let Some(path) = &settings.journal {
@@ -174,7 +174,7 @@ impl Registry {
     }
 
     /// Puts the configuration's devices, addresses and hubs in the place of those before; answers
-    /// what there is to tell. The identities are new then. Not while a set is
+    /// what there is to tell. `publish` hears of the new identities, if they are. Not while a set is
     /// [on its way](Self::set_on_its_way), which names devices by the numbers of before; those that
     /// wait name them as their sources do.
     pub fn adopt(
@@ -182,12 +182,14 @@ impl Registry {
         directory: Directory,
         fixed: Arc<IdentityTable>,
         hubs: &[Hub],
+        publish: impl FnOnce(Identities, &[(Scope, IpNet)]),
     ) -> Vec<String> {
         self.table.advance(now());
         self.follow(hubs);
         let ended = self.table.adopt(directory, fixed);
         if let Some(commit) = self.table.commit() {
             self.record(&commit);
+            publish(commit.identities, &commit.moved);
             self.tell_watchers(&commit.touched, commit.revision);
         }
         match ended.len() {

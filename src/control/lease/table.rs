@@ -12,7 +12,6 @@ use super::{
     claim::{Claim, Lease, Offer, Place, Refused, SourceId, Standing, UnixMs},
     claims::{CONFIGURATION, Claims, Verdict},
     directory::{DeviceId, Directory},
-    nested::Why,
     seen::Reported,
     set::{Offers, Set},
 };
@@ -75,7 +74,8 @@ pub struct LeaseTable {
     pub(super) revision: u64,
     /// A large set that comes in by turns.
     pub(super) set: Option<Set>,
-    /// What one that was overtaken has made another's.
+    /// What has become another's in the tables since the last commit: by a set that was overtaken, or
+    /// by another configuration.
     pub(super) moved: Vec<(Scope, IpNet)>,
 }
 
@@ -119,37 +119,83 @@ impl LeaseTable {
         self.revision = self.revision.max(revision);
     }
 
+    /// Takes the configuration's devices and addresses for the first time.
+    pub fn begin(&mut self, directory: Directory, fixed: Arc<IdentityTable>) {
+        debug_assert!(self.is_empty(), "no lease can name a device yet");
+        self.claims.directory = directory;
+        self.claims.fixed = fixed;
+        self.build();
+    }
+
     /// Puts the configuration's devices and addresses in the place of those before; answers the
-    /// leases whose device is no longer known, which end.
+    /// leases whose device is no longer known, which end. The identities are new at once; the next
+    /// commit tells what has moved.
+    ///
+    /// Looks at each lease only if a device has another number, or is stamped otherwise, and judges
+    /// no network anew but those of which something else is said.
     pub fn adopt(&mut self, directory: Directory, fixed: Arc<IdentityTable>) -> Vec<String> {
         debug_assert!(self.set.is_none(), "its devices have numbers of before");
-        self.claims.fixed = fixed;
-        let before = mem::replace(&mut self.claims.directory, directory);
-        let mut orphans = Vec::new();
-        for (place, claims) in &mut self.claims.by_place {
-            for claim in claims {
-                let (account, device) = before.names(claim.device);
-                match self.claims.directory.find(account, device) {
-                    Ok(device) => claim.device = device,
-                    Err(_) => {
-                        let what = format!("{} of {account}/{device}", place.network);
-                        orphans.push((*place, claim.source, what));
-                    }
-                }
-            }
+        let addresses = mem::replace(&mut self.claims.fixed, fixed);
+        for network in addresses.differences(&self.claims.fixed) {
+            let scope = Scope::NONE;
+            let related = self.claims.related(Place { scope, network });
+            self.stale.extend(related);
         }
+        let before = mem::replace(&mut self.claims.directory, directory);
+        let orphans = match self.claims.directory.continues(&before) {
+            true => Vec::new(),
+            false => self.follow_devices(&before),
+        };
         for (place, source, _) in &orphans {
             self.remove(*place, *source);
             if self.claims.nested.is_hub(*source) {
                 self.remember_end(*place, *source);
                 // The hub lets its client speak all the same.
-                let why = Why::Left(self.claims.now);
-                self.claims.nested.withhold(*place, *source, why);
+                self.withhold(*place, *source);
             }
         }
-        // Which of the configuration's own addresses changed is not known.
-        self.build();
+        self.judge();
+        debug_assert!(self.is_as_built(), "something else was said of a network");
         orphans.into_iter().map(|(.., what)| what).collect()
+    }
+
+    /// Has each claim name its device by the number that it has now; answers those whose device there
+    /// is no more, and what to call them.
+    fn follow_devices(&mut self, before: &Directory) -> Vec<(Place, SourceId, String)> {
+        let after = &self.claims.directory;
+        let mut orphans = Vec::new();
+        let mut changed = Vec::new();
+        let mut numbers = HashMap::new();
+        for (place, claims) in &mut self.claims.by_place {
+            for claim in claims {
+                let (account, device) = before.names(claim.device);
+                let number = numbers
+                    .entry(claim.device)
+                    .or_insert_with(|| after.find(account, device).ok());
+                let Some(number) = *number else {
+                    let what = format!("{} of {account}/{device}", place.network);
+                    orphans.push((*place, claim.source, what));
+                    continue;
+                };
+                if before.identity(claim.device) != after.identity(number) {
+                    changed.push((*place, claim.source));
+                }
+                claim.device = number;
+            }
+        }
+        for (place, source) in changed {
+            self.mark_stale(place, source);
+        }
+        orphans
+    }
+
+    /// Whether the tables are what they would be if they were made anew.
+    fn is_as_built(&self) -> bool {
+        let mut tables = (0..=u8::MAX).zip(&self.tables);
+        tables.all(|(scope, table)| {
+            let built = self.claims.built(Scope(scope));
+            table.differences(&built).is_empty()
+        })
     }
 
     /// Makes every table anew.
@@ -362,28 +408,34 @@ impl LeaseTable {
 
     /// What came of all changes since this was asked last; `None` if there were none.
     pub fn commit(&mut self) -> Option<Commit> {
-        if self.stale.is_empty() && self.touched.is_empty() && self.begun.is_empty() {
+        let has_news = !self.touched.is_empty() || !self.begun.is_empty();
+        if !has_news && self.stale.is_empty() && self.moved.is_empty() {
             return None;
         }
         self.revision += 1;
+        self.judge();
+        Some(Commit {
+            identities: self.identities(),
+            moved: mem::take(&mut self.moved),
+            touched: mem::take(&mut self.touched),
+            begun: mem::take(&mut self.begun),
+            revision: self.revision,
+        })
+    }
+
+    /// Brings the tables up to date where something else may have to be said.
+    fn judge(&mut self) {
         let stale: Vec<Place> = mem::take(&mut self.stale).into_iter().collect();
-        let mut moved = mem::take(&mut self.moved);
         for places in stale.chunk_by(|one, next| one.scope == next.scope) {
             let scope = places[0].scope;
             let number = usize::from(scope.0);
             if let Some((table, networks)) = self.changed(&self.tables[number], places) {
                 self.tables[number] = Arc::new(table);
-                moved.extend(networks.into_iter().map(|network| (scope, network)));
+                let networks = networks.into_iter().map(|network| (scope, network));
+                self.moved.extend(networks);
             }
             self.change_next(places);
         }
-        Some(Commit {
-            identities: self.identities(),
-            moved,
-            touched: mem::take(&mut self.touched),
-            begun: mem::take(&mut self.begun),
-            revision: self.revision,
-        })
     }
 
     /// `table` as it has to be at `places`, and the networks that are another's then; `None`: it is.
