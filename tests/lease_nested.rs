@@ -550,3 +550,31 @@ fn what_ends_with_its_device_or_its_hub_is_counted_as_well() {
         .add(NORTH, None, &offer(0, "10.9.0.2", "saw"))
         .unwrap();
 }
+
+#[test]
+fn runs_that_a_hub_begins_between_two_reports_are_bounded_as_leases_are() {
+    let mut table = narrow(4);
+    add(&mut table, NORTH, OUTER, "press");
+    let outer = place(0, OUTER);
+    table.release(NORTH, None, outer, None).unwrap();
+    let inner = |run: u64| format!("10.65.{run}.0/24");
+    let begin = |table: &mut LeaseTable, run| {
+        let network = inner(run);
+        token(table.add(NORTH, Some(run), &offer(0, &network, "mill")))
+    };
+    // Each ends what the one before it had, which is withheld from then on.
+    for run in 1..=3 {
+        assert_eq!(begin(&mut table, run), "done");
+    }
+    assert_eq!((table.len(), table.ended()), (1, 3));
+    for run in 4..50 {
+        assert_eq!(begin(&mut table, run), "full");
+    }
+    for run in 1..=2 {
+        let host = inner(run).replace("0/24", "5");
+        assert_whose(&mut table, 0, &[(&host, UNCONFIRMED)]);
+    }
+    report(&mut table, 1_000, &[]);
+    assert_eq!((table.len(), table.ended()), (0, 0));
+    assert_eq!(begin(&mut table, 4), "done");
+}

@@ -7,11 +7,17 @@ mod common;
 use std::fs;
 
 use common::{
+    gateway::Gateway,
     leases::{self, add, connect, line, whose},
     upstream::Upstream,
     wait_until,
 };
 use m2u::limits;
+
+/// How often it is tried: a set may be whole before a signal comes.
+const ROUNDS: usize = 10;
+/// Leases of a set that takes long.
+const LARGE: usize = 30_000;
 
 /// A set of so many leases of one source, all of one device.
 fn whole_set(source: &str, network: u8, device: &str, leases: usize) -> String {
@@ -26,9 +32,7 @@ fn whole_set(source: &str, network: u8, device: &str, leases: usize) -> String {
 
 #[test]
 fn a_reload_waits_for_a_set_on_its_way_and_nobody_waits_for_it() {
-    const ROUNDS: usize = 10;
     const WAITS: &str = "m2u: reload: waits until a set of first that is on its way is whole";
-    const LARGE: usize = 30_000;
     const SMALL: usize = 2 * limits::LEASE_TURN;
     let upstream = Upstream::echo();
     let gateway = leases::gateway(&upstream.url(), "");
@@ -104,4 +108,36 @@ fn a_reload_waits_for_a_set_on_its_way_and_nobody_waits_for_it() {
     }
     assert!(served > 0, "of {waited} reloads that waited");
     gateway.stop();
+}
+
+/// What a gateway says that is told to end while a reload waits for a set; `None`: the set was whole
+/// before. Its log has been moved away by then.
+fn end_while_a_reload_waits(upstream: &Upstream) -> Option<String> {
+    let log = "[access_log]\npath = \"access.log\"\n";
+    let text = leases::configuration(&upstream.url(), "");
+    let mut gateway = Gateway::start(&text.replace("[upstream]", &format!("{log}[upstream]")));
+    fs::rename(gateway.path("access.log"), gateway.path("moved.log")).unwrap();
+    let mut source = connect(&gateway);
+    source.send(whole_set("first", 1, "press-07", LARGE));
+    let journal = || fs::read_to_string(gateway.path("journal")).unwrap_or_default();
+    wait_until("the set", || journal().contains("{\"set\""));
+    gateway.signal("HUP");
+    let said = |words: &str| gateway.log().contains(words);
+    wait_until("the signal", || {
+        said("m2u: reload: waits") || said("m2u: reloaded")
+    });
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(0), "{}", gateway.log());
+    let has_reloaded = gateway.log().contains("m2u: reloaded");
+    assert!(gateway.path("access.log").exists(), "{}", gateway.log());
+    (!has_reloaded).then(|| gateway.log())
+}
+
+#[test]
+fn a_reload_that_waits_has_opened_the_log_and_is_refused_at_the_end() {
+    let upstream = Upstream::echo();
+    let ends = (0..ROUNDS).find_map(|_| end_while_a_reload_waits(&upstream));
+    let said = ends.expect("a reload that waited until the end");
+    let refused = said.matches("m2u: reload refused: m2u is ending").count();
+    assert_eq!(refused, 1, "{said}");
 }

@@ -357,6 +357,25 @@ fn a_new_run_ends_the_set_of_an_earlier_one_at_once() {
 }
 
 #[test]
+fn a_new_run_has_the_room_that_was_kept_for_the_set_it_ends() {
+    let mut table = table_for(4);
+    table.begin_set("fleet", Some(1)).unwrap();
+    for host in 0..4 {
+        table.add_to_set(&offer(host, "0"), host).unwrap();
+    }
+    assert_eq!(table.close_set(), Ok(true));
+    // It is full of what is coming, for others and for the set's own run.
+    for (source, epoch) in [("hub", None), ("fleet", None), ("fleet", Some(1))] {
+        let more = table.add(source, epoch, &offer(9, "1"));
+        assert_eq!(more, Err(Refused::Full(4)), "{source} {epoch:?}");
+    }
+    table.add("fleet", Some(2), &offer(9, "1")).unwrap();
+    assert!(!table.is_taking());
+    table.add("hub", None, &offer(8, "1")).unwrap();
+    assert_eq!(table.len(), 2);
+}
+
+#[test]
 fn what_would_end_by_itself_is_renewed_by_the_set_on_its_way() {
     let mut table = table_for(3);
     let brief = Offer {

@@ -18,6 +18,7 @@ use common::{
     upstream::Upstream,
     wait_until,
 };
+use m2u::limits;
 
 /// The number of another user of this system.
 fn nobody() -> u32 {
@@ -112,8 +113,9 @@ fn is_told(outcome: Result<(), String>, refused: Option<(&str, &Path)>, what: &s
 
 #[test]
 fn links_lead_to_the_socket_only_where_others_can_change_none() {
-    let (nobody, root) = (Some(nobody()), tempfile::tempdir().unwrap());
-    let path = |name: &str| root.path().join(name);
+    let (nobody, folder) = (Some(nobody()), tempfile::tempdir().unwrap());
+    let root = folder.path().canonicalize().unwrap();
+    let path = |name: &str| root.join(name);
     for (name, mode) in [("safe", 0o755), ("loose", 0o777), ("shared", 0o1777)] {
         fs::create_dir_all(path(name).join("within")).unwrap();
         fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
@@ -158,6 +160,17 @@ fn links_lead_to_the_socket_only_where_others_can_change_none() {
     }
     let endless = listens_in(&path("safe/round")).unwrap_err();
     assert!(endless.contains("too many links lead to it"), "{endless}");
+    // As many as the system follows, and one more.
+    let chain = |number: usize| path("safe").join(number.to_string());
+    symlink("within", chain(1)).unwrap();
+    for number in 2..=limits::LINKS_MAX + 1 {
+        symlink((number - 1).to_string(), chain(number)).unwrap();
+    }
+    let longest = chain(limits::LINKS_MAX).canonicalize();
+    assert_eq!(longest.unwrap(), path("safe/within"));
+    assert_eq!(listens_in(&chain(limits::LINKS_MAX)), Ok(()));
+    let longer = listens_in(&chain(limits::LINKS_MAX + 1)).unwrap_err();
+    assert!(longer.contains("too many links lead to it"), "{longer}");
 }
 
 /// Two hubs, whose names for devices are these.

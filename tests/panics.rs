@@ -11,6 +11,7 @@ use common::{
     device::Device,
     engine,
     upstream::{Upstream, echo},
+    wait_until,
 };
 use m2u::{config::settings::Slot, snapshot::route::UpstreamTls};
 use rustls::{
@@ -100,6 +101,15 @@ fn a_fault_in_one_connection_leaves_the_others_alone() {
         200
     );
     assert!(!engine.is_broken());
+    // Each has ended, as what it was, and counts no longer among those that are open.
+    let counted = |name: &str| {
+        let totals = engine.totals().to_string();
+        let mut words = totals.split(' ').filter_map(|word| word.split_once('='));
+        let found = words.find(|(known, _)| *known == name);
+        found.map(|(_, count)| count.parse::<usize>().unwrap())
+    };
+    assert_eq!(counted("ended.fault"), Some(20));
+    wait_until("only one to be open", || counted("open") == Some(1));
 
     drop(before);
     engine.drain(Duration::from_secs(10));

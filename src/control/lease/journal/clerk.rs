@@ -164,6 +164,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_clerk_that_is_dismissed_does_nothing_more() {
+        let (disk, hangs) = mpsc::channel();
+        let mut clerk = Clerk::start_behind(hangs).expect("a thread");
+        let file = tempfile::tempfile().expect("a file");
+        clerk.ask(Task::Sync(Arc::new(file)));
+        clerk.dismiss();
+        drop(disk);
+        // It ends nevertheless, having told nothing.
+        assert!(clerk.done.blocking_recv().is_none());
+    }
+
+    #[test]
     fn whoever_is_dismissed_puts_no_file_in_place() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
