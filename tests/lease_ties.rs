@@ -358,6 +358,8 @@ fn no_more_is_remembered_than_there_may_be() {
     remember(&mut table, 0, &offer(PLACE, "mill"), 5_000);
     let more = table.recall("vpn", 0, &offer("10.0.0.3", "mill"), None);
     assert_eq!(more, Err(Refused::Full(1)));
+    // It has said so again since.
+    remember(&mut table, 0, &offer(PLACE, "mill"), 5_000);
     table.advance(5_000);
     assert_whose(&mut table, (0, PLACE), UNCONFIRMED);
     let set = [offer(PLACE, "mill"), offer("10.0.0.3", "saw")];

@@ -40,10 +40,11 @@ impl LeaseTable {
             ..*offer
         };
         let device = self.claims.find(&endless)?;
-        if self.len >= self.len_max {
+        let source = self.source(source)?;
+        let is_known = self.claims.claim(offer.place, source).is_some();
+        if !is_known && self.len >= self.len_max {
             return Err(Refused::Full(self.len_max));
         }
-        let source = self.source(source)?;
         let known = &mut self.sources[source.0 as usize];
         known.epoch = epoch.max(known.epoch);
         let claim = Claim {
