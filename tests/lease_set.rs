@@ -403,6 +403,104 @@ fn what_would_end_by_itself_is_renewed_by_the_set_on_its_way() {
 }
 
 #[test]
+fn whoever_says_ever_more_never_keeps_a_set_from_its_end() {
+    const MANY: usize = 3 * limits::LEASE_TURN;
+    let mut table = table();
+    let place = |number: usize| Place {
+        scope: Scope::NONE,
+        network: IpNet::from(IpAddr::from(Ipv4Addr::from(number as u32))),
+    };
+    let offer = |number| Offer {
+        place: place(number),
+        ..offer(0, "0")
+    };
+    table.begin_set("fleet", None).unwrap();
+    for number in 0..MANY {
+        table.add_to_set(&offer(number), number).unwrap();
+    }
+    let mut is_closed = false;
+    for turn in 0..=MANY / limits::LEASE_TURN {
+        // More than a turn's worth, and of the same places each time.
+        let session = turn.to_string();
+        for number in 0..2 * limits::LEASE_TURN {
+            let offer = Offer {
+                session: &session,
+                ..offer(number)
+            };
+            table.add("manual", None, &offer).unwrap();
+        }
+        table.commit();
+        is_closed = table.close_set().unwrap();
+    }
+    assert!(is_closed, "it is still being checked");
+}
+
+/// A table with two scopes, the addresses of which a set of "fleet" gives to another device.
+fn table_of_scopes() -> LeaseTable {
+    let mut table = LeaseTable::new(2);
+    table.adopt(claims::acme(&["0", "1"]), Arc::default());
+    table.advance(1_000);
+    table
+}
+
+fn in_scope<'o>(scope: u8, offer: &Offer<'o>) -> Offer<'o> {
+    let place = Place {
+        scope: Scope(scope),
+        ..offer.place
+    };
+    Offer { place, ..*offer }
+}
+
+/// Whose an address is on listeners of each scope.
+fn whose(table: &LeaseTable, host: usize) -> [Option<String>; 3] {
+    [0, 1, 2].map(|scope| {
+        let identities = table.identities();
+        let found = identities.resolve(Scope(scope), address(host)).ok()?;
+        Some(found.name.to_owned())
+    })
+}
+
+#[test]
+fn what_goes_ahead_in_one_scope_goes_ahead_in_all() {
+    let mut table = table_of_scopes();
+    for scope in [0, 2] {
+        let offer = in_scope(scope, &offer(1, "0"));
+        table.add("fleet", None, &offer).unwrap();
+    }
+    table.commit();
+    table.begin_set("fleet", Some(1)).unwrap();
+    for (position, scope) in [0, 2].into_iter().enumerate() {
+        let offer = in_scope(scope, &offer(1, "1"));
+        table.add_to_set(&offer, position).unwrap();
+    }
+    assert_eq!(table.close_set(), Ok(true));
+    // Refused, for in all scopes it is the set's.
+    let refused = table.add("manual", None, &in_scope(1, &offer(1, "0")));
+    assert_eq!(refused.unwrap_err().token(), "conflict");
+    table.commit();
+    let one = || Some("1".to_owned());
+    assert_eq!(whose(&table, 1), [one(), one(), one()]);
+}
+
+#[test]
+fn another_source_that_begins_anew_shows_no_half_of_a_set() {
+    let mut table = table_of_scopes();
+    table.add("fleet", None, &offer(1, "0")).unwrap();
+    table.add("fleet", None, &offer(2, "0")).unwrap();
+    table.add("hub", Some(1), &offer(1, "0")).unwrap();
+    table.commit();
+    // It moves to a scope of its own.
+    table.begin_set("fleet", None).unwrap();
+    table.add_to_set(&in_scope(1, &offer(1, "0")), 0).unwrap();
+    assert_eq!(table.close_set(), Ok(true));
+    table.take_set(1);
+    table.hold();
+    table.add("hub", Some(2), &offer(9, "0")).unwrap();
+    table.commit();
+    assert_eq!(whose(&table, 1), [None, Some("0".to_owned()), None]);
+}
+
+#[test]
 fn whoever_stops_at_a_place_goes_on_behind_it() {
     let mut random = Random(7);
     let (mut table, mut model) = (table(), Model::default());

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    mem,
+    iter, mem,
     ops::Bound,
     sync::Arc,
 };
@@ -55,7 +55,9 @@ enum Stage {
     /// It may still be refused.
     Checked {
         /// What has to be checked again: something was said of it since.
-        doubtful: Vec<Place>,
+        doubtful: BTreeSet<Place>,
+        /// How much of that has come since the last turn.
+        come: usize,
     },
     /// It takes effect.
     Taken(Taken),
@@ -73,7 +75,7 @@ struct Taken {
     old: usize,
     /// What it had up to there is.
     cursor: Option<Place>,
-    /// Behind it, what went ahead.
+    /// What it has behind it that went ahead.
     settled: BTreeSet<Place>,
     /// What the cores will see: of no scope, then of scope 1, 2 …
     next: Vec<Arc<IdentityTable>>,
@@ -116,7 +118,8 @@ impl LeaseTable {
         let offers = Offers::of(source, epoch);
         self.check_set(&offers)?;
         let stage = Stage::Checked {
-            doubtful: Vec::new(),
+            doubtful: BTreeSet::new(),
+            come: 0,
         };
         self.set = Some(Set { offers, stage });
         Ok(())
@@ -135,8 +138,9 @@ impl LeaseTable {
         checked
     }
 
-    /// Checks up to a turn's worth of what was said meanwhile against the set; says whether that was
-    /// all, and the set is being taken in from now on.
+    /// Checks a turn's worth of what was said meanwhile against the set, and as much as has come since
+    /// the last turn: whoever says ever more never keeps it from its end. Says whether that was all,
+    /// and the set is being taken in from now on.
     ///
     /// # Errors
     /// [`Refused`], with the position of the offer at fault if it is one; nothing has changed.
@@ -144,13 +148,15 @@ impl LeaseTable {
         let Some(Set { offers, stage }) = &mut self.set else {
             return Ok(true);
         };
-        let Stage::Checked { doubtful } = stage else {
+        let Stage::Checked { doubtful, come } = stage else {
             return Ok(true);
         };
-        let left = doubtful.len().saturating_sub(limits::LEASE_TURN);
-        let doubtful = doubtful.split_off(left);
+        let count = limits::LEASE_TURN + mem::take(come);
+        let first = iter::from_fn(|| doubtful.pop_first());
+        let first: Vec<_> = first.take(count).collect();
+        let is_all = doubtful.is_empty();
         let (epoch, known) = (offers.epoch, self.by_name.get(&*offers.source).copied());
-        for place in doubtful {
+        for place in first {
             let Some(wanted) = self
                 .set
                 .as_ref()
@@ -161,7 +167,7 @@ impl LeaseTable {
             let checked = self.check_holder(known, epoch, &wanted.offer(place), wanted.device);
             checked.map_err(|refused| (Some(wanted.position), refused))?;
         }
-        if left > 0 {
+        if !is_all {
             return Ok(false);
         }
         self.open_set().map_err(|refused| (None, refused))?;
@@ -323,7 +329,12 @@ impl LeaseTable {
         if !self.is_taking() {
             return;
         }
-        for place in self.claims.related(place) {
+        // What all scopes have counts in each of them: of none, half may be seen.
+        let everywhere = Place {
+            scope: Scope::NONE,
+            ..place
+        };
+        for place in self.claims.related(everywhere) {
             let Some(Set {
                 offers,
                 stage: Stage::Taken(taken),
@@ -340,26 +351,50 @@ impl LeaseTable {
                 }
                 continue;
             }
-            if !taken.settled.insert(place) {
+            if taken.settled.contains(&place) {
                 continue;
             }
             let is_old = self.claims.claim(place, source).is_some();
             taken.old -= usize::from(is_old);
             match wanted {
-                Some(wanted) => self.put_wanted(source, place, wanted),
+                Some(wanted) => {
+                    taken.settled.insert(place);
+                    self.put_wanted(source, place, wanted);
+                }
                 None if is_old => self.leave(&[place], source),
                 None => {}
             }
         }
     }
 
+    /// Notes that `source` has said something of `place` itself that the rest of its set must not end.
+    pub(super) fn note_new(&mut self, place: Place, source: SourceId) {
+        if let Some(taken) = self.taken()
+            && taken.source == source
+            && taken.old > 0
+            && taken.cursor.is_none_or(|cursor| place > cursor)
+        {
+            taken.settled.insert(place);
+        }
+    }
+
+    /// Notes that `source` says nothing of `place` any more.
+    pub(super) fn note_gone(&mut self, place: Place, source: SourceId) {
+        if let Some(taken) = self.taken()
+            && taken.source == source
+        {
+            taken.settled.remove(&place);
+        }
+    }
+
     /// Has what was said of `place`, and of what it counts for, checked against the set once more.
     pub(super) fn doubt_set(&mut self, place: Place) {
         if let Some(Set { offers, stage }) = &mut self.set
-            && let Stage::Checked { doubtful } = stage
+            && let Stage::Checked { doubtful, come } = stage
         {
             let related = self.claims.related(place);
-            doubtful.extend(related.filter(|place| offers.has(*place)));
+            let doubted = related.filter(|place| offers.has(*place) && doubtful.insert(*place));
+            *come += doubted.count();
         }
     }
 

@@ -354,10 +354,7 @@ impl LeaseTable {
         if places.is_empty() {
             return Err(Refused::NoSession);
         }
-        for place in &places {
-            self.settle(*place);
-        }
-        self.leave(&places, source);
+        self.end(&places, source);
         Ok(())
     }
 
@@ -385,7 +382,7 @@ impl LeaseTable {
         self.begin_epoch(source, epoch);
         let mut places = self.places_of(source);
         places.retain(|place| !wanted.has(*place));
-        self.leave(&places, source);
+        self.end(&places, source);
         for (place, wanted) in wanted.into_each() {
             self.put_wanted(source, place, wanted);
         }
@@ -569,8 +566,16 @@ impl LeaseTable {
     fn begin_epoch(&mut self, source: SourceId, epoch: Option<u64>) {
         if self.note_epoch(source, epoch) {
             self.overtake_set(source);
-            self.leave(&self.places_of(source), source);
+            self.end(&self.places_of(source), source);
         }
+    }
+
+    /// Ends what `source` claims of `places`, behind what a set of another source says of them.
+    fn end(&mut self, places: &[Place], source: SourceId) {
+        for place in places {
+            self.settle(*place);
+        }
+        self.leave(places, source);
     }
 
     /// Notes the newest run of `source`; says whether it is new.
@@ -630,6 +635,7 @@ impl LeaseTable {
                 claims.push(claim);
                 self.len += 1;
                 self.sources[source.0 as usize].places.insert(place);
+                self.note_new(place, source);
             }
         }
         if let Some(expires) = offer.expires {
@@ -656,6 +662,7 @@ impl LeaseTable {
         {
             self.claims.nested.remove(place);
         }
+        self.note_gone(place, source);
         self.touch(place, source);
     }
 
