@@ -312,6 +312,39 @@ fn a_set_that_was_overtaken_casts_no_doubt_on_what_overtook_it() {
 }
 
 #[test]
+fn what_overtakes_a_set_is_past_doubt_before_anybody_sees_it() {
+    run(async |folder| {
+        let before = folder.join("before");
+        fs::create_dir(&before).unwrap();
+        let mut control = Control::start(before.clone()).await;
+        let mut feed = control.connect().await;
+        let sender = control.connect().await;
+        let _sender = control.send_set(sender, set("vpn", 5, 5 * TURN)).await;
+        control
+            .step_until(|control| control.count("leases") >= TURN)
+            .await;
+        feed.send(&add("127.2.0.1", "press-09", ",\"epoch\":6"))
+            .await;
+        // A crash at that moment leaves this.
+        let mut left = String::new();
+        while !left.contains("127.2.0.1") {
+            let work = timeout(PATIENCE, control.registry.next()).await.unwrap();
+            control.registry.apply(work, |_, _| {
+                if !left.contains("127.2.0.1") {
+                    left = fs::read_to_string(before.join("journal")).unwrap();
+                }
+            });
+        }
+        let after = folder.join("after");
+        fs::create_dir(&after).unwrap();
+        fs::write(after.join("journal"), left).unwrap();
+        let control = Control::start(after).await;
+        assert_eq!(control.whose("127.2.0.1"), Some("press-09"));
+        assert_eq!(control.news.len(), 1, "{:?}", control.news);
+    });
+}
+
+#[test]
 fn a_set_that_was_overtaken_is_over_also_if_its_sender_is_gone() {
     run(async |folder| {
         let mut control = Control::start(folder.clone()).await;

@@ -213,18 +213,8 @@ impl Registry {
     /// Writes that a set of a source is on its way, or whole.
     pub(super) fn record_set(&mut self, source: &str, whole: bool) {
         let source = source.to_owned();
-        self.record_sign(&Record::Set { source, whole });
-    }
-
-    /// Writes that a set of a source is over which the source itself has overtaken.
-    pub(super) fn record_overtaken(&mut self, source: &str) {
-        let source = source.to_owned();
-        self.record_sign(&Record::Overtaken { source });
-    }
-
-    fn record_sign(&mut self, sign: &Record<'_>) {
         self.with_journal(|registry, journal| {
-            journal.add(sign)?;
+            journal.add(&Record::Set { source, whole })?;
             journal.add(&registry.alive_now())?;
             journal.flush()
         });
@@ -264,6 +254,11 @@ impl Registry {
                     source: name.to_owned(),
                 })?,
             }
+        }
+        // What overtook a set is past doubt with the change itself: its sender may have its reply soon.
+        if let Some(source) = self.table.overtaken_source() {
+            let source = source.to_owned();
+            journal.add(&Record::Overtaken { source })?;
         }
         // The number with it: whoever was told it must never see it again.
         journal.add(&self.alive_now())?;

@@ -420,6 +420,12 @@ impl LeaseTable {
         matches!(set.stage, Stage::Overtaken).then_some(Refused::OutOfOrder { newest })
     }
 
+    /// Name of the source that has overtaken a set of its own, as long as that has not been given up.
+    pub(super) fn overtaken_source(&self) -> Option<&str> {
+        let set = self.set.as_ref()?;
+        matches!(set.stage, Stage::Overtaken).then_some(&*set.offers.source)
+    }
+
     /// Whether a source may have such a set.
     ///
     /// # Errors

@@ -190,7 +190,7 @@ impl Registry {
             return self.take_effect(lines.len(), publish).map(Ok);
         }
         if let Some(overtaken) = self.table.overtaken() {
-            self.end_overtaken(head);
+            self.end_overtaken();
             return Some(Err(set_fault((None, overtaken))));
         }
         let checked = match lines.is_taken() {
@@ -264,12 +264,8 @@ impl Registry {
         Some(count)
     }
 
-    /// Has the journal know that nothing of a set is half done that its source has overtaken, and
-    /// watchers hear what it had changed by then.
-    fn end_overtaken(&mut self, head: &Request) {
-        if let Some(source) = &head.source {
-            self.record_overtaken(source);
-        }
+    /// Has watchers hear what a set had changed by the time when its source has overtaken it.
+    fn end_overtaken(&mut self) {
         if let Some(telling) = self.telling.back_mut() {
             telling.revision = Some(self.table.revision());
         }
