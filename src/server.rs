@@ -6,8 +6,7 @@
 use std::{
     fmt,
     future::pending,
-    io::{self, Write},
-    iter,
+    io, iter,
     mem::{self, ManuallyDrop},
     net::SocketAddr,
     path::PathBuf,
@@ -40,7 +39,7 @@ use crate::{
     },
     engine::{Engine, EngineError, EngineSettings, StartError, net::sys},
     limits,
-    observe::access_log::Log,
+    observe::{access_log::Log, say::say},
     snapshot::{
         Snapshot,
         publish::Publisher,
@@ -653,9 +652,4 @@ fn publish_leases(publisher: &Publisher) -> impl Fn(Identities, &[(Scope, IpNet)
 
 fn refuse_late_reload() {
     say(format_args!("reload refused: m2u is ending"));
-}
-
-/// Tells the operator. A standard error that nobody reads any more must not end a gateway.
-fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr().lock(), "m2u: {line}");
 }

@@ -93,6 +93,27 @@ fn remembered_s(gateway: &Gateway) -> u64 {
 }
 
 #[test]
+fn what_ends_is_written_before_what_comes_with_it() {
+    let upstream = Upstream::echo();
+    let (gateway, mut feed) = gateway_of_press(&upstream);
+    // Both are in one change as a rule; two of them are written as they come.
+    let makes_room = (0..20).any(|host| {
+        let (old, new) = (format!("127.0.1.{host}"), format!("127.0.2.{host}"));
+        feed.done(&add(&old, "press-08", ""));
+        let release = format!(r#"{{"op":"release","source":"vpn","address":"{old}"}}"#);
+        feed.send(format!("{}\n{release}\n", add(&new, "press-09", "")));
+        for _ in 0..2 {
+            assert_eq!(feed.receive().unwrap()["ok"], true);
+        }
+        let journal = fs::read_to_string(gateway.path("journal")).unwrap();
+        let came = journal.find(&format!("{new}\"")).unwrap();
+        journal.rfind(&format!("{old}\"")).unwrap() < came
+    });
+    assert!(makes_room);
+    gateway.stop();
+}
+
+#[test]
 fn leases_outlive_a_crash_until_their_source_speaks() {
     let upstream = Upstream::echo();
     let (gateway, mut feed) = gateway_of_press(&upstream);

@@ -33,7 +33,10 @@ use super::{
     proxy::connection::{self, Entrance, Visit},
     shard::{Counted, Shard},
 };
-use crate::{config::settings::Tuning, observe::metrics::Ending};
+use crate::{
+    config::settings::Tuning,
+    observe::{metrics::Ending, say::say},
+};
 
 /// How long connections that were told to end may take to notice.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -94,10 +97,10 @@ pub fn run(
         Err(error) => return report(ready, Err(error)),
     };
     if !pinned {
-        eprintln!(
-            "m2u: warning: core {} can't be pinned; its worker runs anywhere",
+        say(format_args!(
+            "warning: core {} can't be pinned; its worker runs anywhere",
             core.id
-        );
+        ));
     }
     runtime.block_on(async {
         let shard = build_shard();
@@ -146,7 +149,7 @@ fn open(
                 .is_none_or(|at| at.elapsed() > Duration::from_secs(1))
             {
                 warned.set(Some(Instant::now()));
-                eprintln!("m2u: warning: can't accept connections: {error}");
+                say(format_args!("warning: can't accept connections: {error}"));
             }
         };
         acceptor.run(accept, failed).await;
@@ -174,7 +177,9 @@ impl<C: Future<Output = Ending>> Future for Contained<C> {
         let this = self.project();
         let step = catch_unwind(AssertUnwindSafe(|| this.connection.poll(context)));
         let Ok(step) = step else {
-            eprintln!("m2u: error: a connection was ended by a fault in m2u; the others go on");
+            say(format_args!(
+                "error: a connection was ended by a fault in m2u; the others go on"
+            ));
             return Poll::Ready(());
         };
         step.map(|ending| {

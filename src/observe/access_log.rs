@@ -17,7 +17,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::log_line::{Clock, Entry};
+use super::{
+    log_line::{Clock, Entry},
+    say::say,
+};
 use crate::{
     config::settings::{AccessLog, LogFormat},
     limits,
@@ -246,8 +249,14 @@ impl Losses {
             return;
         }
         match self.error.take() {
-            Some(error) => eprintln!("m2u: access log: {error}; {} lines lost", self.count),
-            None => eprintln!("m2u: access log: too slow; {} lines lost", self.count),
+            Some(error) => say(format_args!(
+                "access log: {error}; {} lines lost",
+                self.count
+            )),
+            None => say(format_args!(
+                "access log: too slow; {} lines lost",
+                self.count
+            )),
         }
         self.count = 0;
         self.reported = SystemTime::now();

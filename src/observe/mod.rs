@@ -3,3 +3,4 @@
 pub mod access_log;
 pub mod log_line;
 pub mod metrics;
+pub mod say;

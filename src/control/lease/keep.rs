@@ -243,10 +243,16 @@ impl Registry {
             let source = name.to_owned();
             journal.add(&Record::Epoch { source, epoch })?;
         }
-        for (position, (place, source)) in commit.touched.iter().enumerate() {
+        let touched = commit.touched.iter().map(|(place, source)| {
+            let lease = self.table.lease(*place, *source);
+            (place, source, lease)
+        });
+        // What has ended makes room first: whoever reads it never has more at a time than there may be.
+        let (leases, ends): (Vec<_>, Vec<_>) = touched.partition(|(.., lease)| lease.is_some());
+        for (position, (place, source, lease)) in ends.into_iter().chain(leases).enumerate() {
             feed::give_way(position);
             let (name, _) = self.table.source_of(*source);
-            match self.table.lease(*place, *source) {
+            match lease {
                 Some(lease) => journal.add(&Record::Lease(self.shown(&lease)))?,
                 None => journal.add(&Record::End {
                     address: protocol::written(place.network),
