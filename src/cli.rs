@@ -70,8 +70,9 @@ Signals:
   SIGHUP            read the configuration again, with the same flags: if anything in it is wrong,
                     every problem is printed and nothing changes; otherwise accounts, devices,
                     servers, certificates and domain take effect without closing a connection.
-                    What listens and what is sized at start (listen, dns.listen, limits but
-                    body_bytes, timeouts.head and keepalive) needs a restart; m2u says so if it changed
+                    What listens and what is sized at start (listen, dns.listen, access_log, leases,
+                    limits but body_bytes, timeouts.head and keepalive) needs a restart; m2u says so
+                    if it changed
 
 m2u is ready when it prints \"m2u: ready\" on standard error, one line after the addresses that it
 listens on.

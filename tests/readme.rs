@@ -86,7 +86,7 @@ fn leases_are_configured_as_said() {
     let leases = block(leases, "toml");
     // What is the operator's is not on this machine.
     let leases = leases.replace("/var/lib/m2u/", "");
-    let leases = leases.replace("[\"openvpn\"]", "[\"nobody\"]");
+    let leases = leases.replace("# users = [\"openvpn\"]", "users = [\"nobody\"]");
     let folder = start();
     let path = folder.path().join("m2u.toml");
     let begin = fs::read_to_string(&path).unwrap();

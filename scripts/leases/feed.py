@@ -30,6 +30,7 @@ class Feed:
         self.socket.settimeout(timeout)
         self.socket.connect(path)
         self.lines = self.socket.makefile("r", encoding="utf-8")
+        self.revision = 0
 
     def add(self, address, account, device, **more):
         """The address, or prefix, speaks for the device; answers the number of the change.
@@ -71,12 +72,12 @@ class Feed:
         return refused
 
     def list(self, **only):
-        """The leases of all sources. `only`: source, address."""
+        """The leases of all sources, as of `revision`. `only`: source, address."""
         self.send([{"op": "list", **only}])
         leases = []
         while "lease" in (line := self.receive()):
             leases.append(line["lease"])
-        self.check(line)
+        self.revision = self.check(line)["revision"]
         return leases
 
     def watch(self):
@@ -100,6 +101,9 @@ class Feed:
             self.socket.sendall(text.encode())
         except (BrokenPipeError, ConnectionResetError):
             pass  # Whoever refuses to read on has said why.
+        except TimeoutError:
+            self.close()
+            raise
 
     def reply(self):
         return self.check(self.receive())
@@ -108,13 +112,16 @@ class Feed:
         try:
             line = self.lines.readline()
         except TimeoutError:
-            # Whoever gives up says so by closing: what has not been done by now is not done later.
-            self.lines.close()
-            self.socket.close()
+            self.close()
             raise
         if not line.endswith("\n"):
             raise ConnectionError("m2u has closed the connection")
         return json.loads(line)
+
+    def close(self):
+        """Whoever gives up says so by closing: what has not been done by now is not done later."""
+        self.lines.close()
+        self.socket.close()
 
     @staticmethod
     def check(reply):
