@@ -327,8 +327,12 @@ fn past_the_limit_of_all_connections_those_that_are_open_are_served_on() {
     let held_max = CONNECTIONS + cores * limits::REFUSALS_PER_CORE_MAX;
     wait_until("those beyond the limit to be ended", || {
         assert_eq!(press.ask(GET).status(), 200);
-        let now = gateway.descriptors();
-        assert!(now <= descriptors + held_max, "{now} descriptors");
+        // What a core has accepted and not yet judged, or just let go, is there for one look alone.
+        let now = (0..5).map(|_| gateway.descriptors()).min().unwrap();
+        assert!(
+            now <= descriptors + held_max,
+            "{now} descriptors, {descriptors} before"
+        );
         flood.verdict(429).open == CONNECTIONS - 1
     });
     let verdict = flood.verdict(429);
@@ -362,7 +366,9 @@ fn without_descriptors_those_that_are_open_are_served_on_and_all_comes_back() {
     let flood = Flood::connect(SMALL_FLOOD, NETWORK, 50, address);
     wait_until("the descriptors to run out", || {
         assert_eq!(press.ask(GET).status(), 200);
-        gateway.counts()["accept_failed"] > 0
+        // To count takes a descriptor for a moment, and may be what an accept fails for: only once
+        // all are in use without that is none left.
+        gateway.counts()["accept_failed"] > 0 && gateway.descriptors() == FILES as usize
     });
     assert!(
         gateway
