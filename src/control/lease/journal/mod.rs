@@ -23,7 +23,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::claim::Place;
-use crate::limits;
+use crate::{limits, observe::say::say};
 use clerk::{Clerk, Done, Task};
 use reading::Reading;
 use record::Record;
@@ -195,12 +195,9 @@ impl Journal {
     /// their own, at once, while the clerk may still hang in what it does.
     pub fn give_up(mut self, error: &io::Error) {
         let path = self.path.display();
-        // A standard error that nobody reads any more must not end a gateway.
-        let _ = writeln!(
-            io::stderr(),
-            "m2u: warning: the journal {path} can't be written: {error}; leases will not outlive a \
-             restart"
-        );
+        say(format_args!(
+            "warning: the journal {path} can't be written: {error}; leases will not outlive a restart"
+        ));
         self.is_given_up = true;
         self.clerk.dismiss();
         let thread = thread::Builder::new().name("m2u-journal-end".to_owned());
