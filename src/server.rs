@@ -36,8 +36,12 @@ use crate::{
         },
         reload::{Assembly, ReloadError},
         resolver::{Event, Resolver},
+        trust,
     },
-    engine::{Engine, EngineError, EngineSettings, StartError, net::sys},
+    engine::{
+        Engine, EngineError, EngineSettings, StartError,
+        net::{seal, sys},
+    },
     limits,
     observe::{access_log::Log, say::say},
     snapshot::{
@@ -170,7 +174,7 @@ struct Started {
 
 impl Gateway {
     async fn start(settings: &Settings, arguments: ConfigArguments) -> Result<Self, Fault> {
-        let mut assembly = Assembly::default();
+        let mut assembly = Assembly::offering(seal::share_keys(trust::provider()));
         assembly.adopt(settings).map_err(Fault::Settings)?;
         let mut resolver = Resolver::new(settings.tuning.nameserver);
         resolver.follow(assembly.names());

@@ -188,6 +188,48 @@ fn both_versions_carry_bodies_of_any_size() {
 }
 
 #[test]
+fn a_server_may_renew_the_keys_amid_bodies_both_ways() {
+    const PIECE: usize = 50_000;
+    const PIECES: usize = 20;
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let config = versions(&leaf, None, &rustls::version::TLS13);
+    let upstream = Upstream::start_tls(config, |conversation| {
+        while conversation.head()?.is_some() {
+            let mut body = Vec::new();
+            for _ in 0..PIECES {
+                body.extend(conversation.read(PIECE)?);
+                conversation.renew_keys()?;
+            }
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            conversation.write(head)?;
+            for piece in body.chunks(PIECE) {
+                conversation.renew_keys()?;
+                conversation.write(piece)?;
+            }
+        }
+        Ok(())
+    });
+    let server = format!(
+        "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
+        upstream.address,
+        quoted(&authority.pem()),
+    );
+    let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+    let mut device = device::Device::connect("127.0.0.7", gateway.address());
+    let size = PIECE * PIECES;
+    let body: Vec<u8> = (0..size).map(|index| (index * 7 % 251) as u8).collect();
+    let head = format!("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: {size}\r\n\r\n");
+    for _ in 0..3 {
+        let answer = device.ask([head.as_bytes(), &body].concat());
+        assert_eq!(answer.status(), 200);
+        assert!(answer.body == body, "it came back changed");
+    }
+    assert_eq!(upstream.connections(), 1);
+    gateway.stop();
+}
+
+#[test]
 fn what_came_before_a_session_broke_is_the_servers_answer() {
     let authority = Authority::new("Known CA");
     let leaf = authority.server(&["127.0.0.1"], Validity::Current);

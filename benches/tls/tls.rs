@@ -18,10 +18,11 @@ use core_affinity::CoreId;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use m2u::{
     config::settings::{Trust, Tuning},
-    control::trust::TrustStore,
+    control::trust::{self, TrustStore},
     engine::{
         net::{
             deadline::{Deadlines, Due},
+            seal::share_keys,
             stream, tls,
         },
         worker,
@@ -187,7 +188,7 @@ fn start_peer(core: Option<CoreId>) -> Peer {
         path: authority.pem(),
         roots: vec![roots],
     };
-    let trusted = TrustStore::default().config(Some(&trust), None);
+    let trusted = TrustStore::offering(share_keys(trust::provider())).config(Some(&trust), None);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("a bound socket");
     thread::spawn(move || {

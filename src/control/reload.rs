@@ -13,6 +13,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
+use rustls::crypto::CryptoProvider;
 use rustls_pki_types::ServerName;
 
 use super::{
@@ -131,6 +132,14 @@ struct RoutePlan {
 }
 
 impl Assembly {
+    /// No settings yet; towards servers, TLS will offer what `provider` has.
+    pub fn offering(provider: CryptoProvider) -> Self {
+        Self {
+            trusts: TrustStore::offering(provider),
+            ..Self::default()
+        }
+    }
+
     /// Puts `settings` in the place of those before. The next snapshot is made of them.
     ///
     /// # Errors

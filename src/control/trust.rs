@@ -141,7 +141,7 @@ impl std::error::Error for TrustError {
 
 /// What the gateway offers: everything rustls deems safe, AES-128 first. It is cheaper a byte
 /// than AES-256, which a server that prefers it still gets.
-fn provider() -> CryptoProvider {
+pub fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|offered| {
         !matches!(
@@ -156,8 +156,15 @@ fn provider() -> CryptoProvider {
 
 impl Default for TrustStore {
     fn default() -> Self {
+        Self::offering(provider())
+    }
+}
+
+impl TrustStore {
+    /// No configurations yet; all will offer what `provider` has.
+    pub fn offering(provider: CryptoProvider) -> Self {
         Self {
-            provider: Arc::new(provider()),
+            provider: Arc::new(provider),
             roots: HashMap::new(),
             system: None,
             configs: HashMap::new(),
@@ -165,9 +172,7 @@ impl Default for TrustStore {
             trust_next: 0,
         }
     }
-}
 
-impl TrustStore {
     /// The configuration of a pair; `None` trusts the system's roots, or shows no certificate.
     ///
     /// # Errors

@@ -289,6 +289,16 @@ impl Conversation {
         Ok(wire)
     }
 
+    /// Takes new keys into use, and asks the gateway to do likewise (TLS 1.3).
+    pub fn renew_keys(&mut self) -> Step {
+        if let Channel::Tls(stream) = self.stream.get_mut() {
+            let renewed = stream.conn.refresh_traffic_keys();
+            renewed.map_err(io::Error::other)?;
+            stream.flush()?;
+        }
+        Ok(())
+    }
+
     /// Writes below TLS, if there is any.
     pub fn write_wire(&mut self, bytes: &[u8]) -> Step {
         (&self.socket).write_all(bytes)

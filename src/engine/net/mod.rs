@@ -3,6 +3,7 @@
 pub mod deadline;
 pub mod listener;
 pub mod pipe;
+pub mod seal;
 pub mod standby;
 pub mod stream;
 pub mod sys;

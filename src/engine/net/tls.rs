@@ -9,13 +9,14 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use monoio::net::TcpStream;
 use rustls::{
     ClientConfig,
-    client::UnbufferedClientConnection,
-    unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic},
 };
 use rustls_pki_types::ServerName;
 
 use super::{
     deadline::{Deadlines, Due},
+    seal::RecordKey,
     standby::StandbyReader,
     stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
@@ -27,6 +28,8 @@ use crate::limits::{
 /// The state both halves share.
 struct Session {
     connection: UnbufferedClientConnection,
+    /// The key of what is sent, where it is shared with us.
+    key: Option<Arc<RecordKey>>,
     /// Ciphertext received; empty while the reader lends it out, and once all is processed.
     incoming: Vec<u8>,
     /// Bytes of it that have been processed.
@@ -80,6 +83,8 @@ impl Session {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
+        // Whatever another connection left is no key of ours.
+        RecordKey::take_newest();
         let progress = self.process(sink, sink_max, plaintext);
         if let Err(failure) = &progress {
             self.failure = Some(failure.clone());
@@ -100,6 +105,9 @@ impl Session {
             let UnbufferedStatus { discard, state, .. } = self
                 .connection
                 .process_tls_records(&mut self.incoming[self.processed..]);
+            if let Some(key) = RecordKey::take_newest() {
+                self.key = Some(key);
+            }
             let step = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
@@ -129,20 +137,10 @@ impl Session {
                     flight.done();
                     None
                 }
-                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                Ok(ConnectionState::WriteTraffic(traffic)) => {
                     if !plaintext.is_empty() {
-                        let records = plaintext.len() / TLS_RECORD_BYTES + 1;
-                        let room = plaintext.len() + records * TLS_RECORD_OVERHEAD_BYTES;
-                        append(&mut self.outgoing, &mut self.sealed, room, |space| {
-                            traffic
-                                .encrypt(plaintext, space)
-                                .map_err(|error| match error {
-                                    EncryptError::InsufficientSize(size) => {
-                                        Some(size.required_size)
-                                    }
-                                    EncryptError::EncryptExhausted => None,
-                                })
-                        })?;
+                        let (buffer, filled) = (&mut self.outgoing, &mut self.sealed);
+                        encrypt(traffic, &mut self.key, plaintext, buffer, filled)?;
                     }
                     Some(Progress::Ready)
                 }
@@ -267,6 +265,38 @@ impl Session {
         sink.extend_from_slice(&self.spill[..moved]);
         self.spill.drain(..moved);
     }
+}
+
+/// Seals `plaintext` behind the `filled` bytes of `buffer`: with `key` as long as that may be, else by
+/// rustls, which may take a new one into use.
+fn encrypt(
+    mut traffic: WriteTraffic<'_, ClientConnectionData>,
+    key: &mut Option<Arc<RecordKey>>,
+    plaintext: &[u8],
+    buffer: &mut Vec<u8>,
+    filled: &mut usize,
+) -> Result<(), rustls::Error> {
+    let records = plaintext.len() / TLS_RECORD_BYTES + 1;
+    let room = plaintext.len() + records * TLS_RECORD_OVERHEAD_BYTES;
+    if let Some(key) = key
+        && key.may_seal(plaintext.len())
+    {
+        return append(buffer, filled, room, |space| {
+            key.seal(plaintext, space).map_err(|_| None)
+        });
+    }
+    append(buffer, filled, room, |space| {
+        traffic
+            .encrypt(plaintext, space)
+            .map_err(|error| match error {
+                EncryptError::InsufficientSize(size) => Some(size.required_size),
+                EncryptError::EncryptExhausted => None,
+            })
+    })?;
+    if let Some(newest) = RecordKey::take_newest() {
+        *key = Some(newest);
+    }
+    Ok(())
 }
 
 /// Lets `encode` write behind the `filled` bytes of `buffer`, with at least `room` free; asked for
@@ -470,6 +500,7 @@ pub async fn connect(
     let (reader, writer, watch) = stream::split_standby(socket, deadlines);
     let session = Rc::new(RefCell::new(Session {
         connection: UnbufferedClientConnection::new(config, name)?,
+        key: None,
         incoming: Vec::new(),
         processed: 0,
         is_brisk: false,
