@@ -102,7 +102,7 @@ pub const ADMISSION_TABLES: usize = 64;
 /// Connections that may wait to be accepted, each core and listener; the kernel caps it at
 /// `somaxconn`.
 pub const ACCEPT_QUEUE_MAX: i32 = 4_096;
-/// The shortest pause after an accept failed for want of descriptors or memory; doubles each time.
+/// The shortest pause after an accept failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE_FLOOR: Duration = Duration::from_millis(10);
 /// The longest pause after an accept failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE_CEILING: Duration = Duration::from_millis(500);

@@ -4,18 +4,25 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
     os::fd::{AsRawFd, RawFd},
     rc::Rc,
-    time::Duration,
+    task::{Context, Poll, Waker},
 };
 
 use monoio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::sys::{self, Side};
+use super::{
+    deadline::TICK,
+    sys::{self, Side},
+};
 use crate::limits;
+
+/// Ticks of the longest pause after a failed accept; the first is one, and it doubles each time.
+const PAUSE_TICKS_MAX: u32 = (limits::ACCEPT_PAUSE_CEILING.as_millis() / TICK.as_millis()) as u32;
 
 /// Binds `address` once for each of `cores` workers (`SO_REUSEPORT`).
 ///
@@ -48,22 +55,25 @@ pub fn bind(address: SocketAddr, cores: usize) -> io::Result<(SocketAddr, Vec<St
 /// One listening socket of one core.
 pub struct Acceptor {
     listener: TcpListener,
-    closing: Rc<Closing>,
+    orders: Rc<Orders>,
 }
 
-/// What an acceptor learns of its end.
+/// What an acceptor learns of its pauses and its end.
 #[derive(Debug, Default)]
-struct Closing {
+struct Orders {
     closed: Cell<bool>,
+    /// Ticks for which it still pauses, and what is woken then.
+    pause: Cell<u32>,
+    paused: RefCell<Option<Waker>>,
     /// Connections that had been made by then; closing the listener would have reset them.
     queued: RefCell<Vec<(StdStream, SocketAddr)>>,
 }
 
-/// Ends an [`Acceptor`] from the same core.
+/// Ends an [`Acceptor`] from the same core, and its pauses.
 #[derive(Debug)]
 pub struct AcceptorCloser {
     fd: RawFd,
-    closing: Rc<Closing>,
+    orders: Rc<Orders>,
 }
 
 impl Acceptor {
@@ -72,15 +82,15 @@ impl Acceptor {
     /// # Errors
     /// If the runtime can't take it; nothing was accepted then.
     pub fn new(listener: StdListener) -> io::Result<(Self, AcceptorCloser)> {
-        let closing = Rc::new(Closing::default());
+        let orders = Rc::new(Orders::default());
         let closer = AcceptorCloser {
             fd: listener.as_raw_fd(),
-            closing: Rc::clone(&closing),
+            orders: Rc::clone(&orders),
         };
         Ok((
             Self {
                 listener: TcpListener::from_std(listener)?,
-                closing,
+                orders,
             },
             closer,
         ))
@@ -95,49 +105,74 @@ impl Acceptor {
         mut accept: impl FnMut(TcpStream, SocketAddr),
         mut failed: impl FnMut(&io::Error),
     ) {
-        let mut pause = Duration::ZERO;
+        let mut pause = 0;
         loop {
             let result = self.listener.accept().await;
             match result {
                 Ok((stream, peer)) => {
-                    pause = Duration::ZERO;
+                    pause = 0;
                     accept(stream, peer);
                 }
-                Err(_) if self.closing.closed.get() => break,
+                Err(_) if self.orders.closed.get() => break,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     failed(&error);
-                    pause =
-                        (pause * 2).clamp(limits::ACCEPT_PAUSE_FLOOR, limits::ACCEPT_PAUSE_CEILING);
-                    monoio::time::sleep(pause).await;
-                    if self.closing.closed.get() {
+                    pause = (pause * 2).clamp(1, PAUSE_TICKS_MAX);
+                    self.pause(pause).await;
+                    if self.orders.closed.get() {
                         break;
                     }
                 }
             }
         }
-        for (stream, peer) in self.closing.queued.take() {
+        for (stream, peer) in self.orders.queued.take() {
             match TcpStream::from_std(stream) {
                 Ok(stream) => accept(stream, peer),
                 Err(error) => failed(&error),
             }
         }
     }
+
+    /// Waits until the closer has told of so many ticks.
+    pub async fn pause(&self, ticks: u32) {
+        let Orders { pause, paused, .. } = &*self.orders;
+        pause.set(ticks);
+        let over = |context: &mut Context<'_>| match pause.get() {
+            0 => Poll::Ready(()),
+            _ => {
+                paused.replace(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        };
+        poll_fn(over).await;
+    }
 }
 
 impl AcceptorCloser {
+    /// Says that a tick has passed.
+    pub fn tick(&self) {
+        let Orders { pause, paused, .. } = &*self.orders;
+        let left = pause.get();
+        pause.set(left.saturating_sub(1));
+        if left == 1
+            && let Some(paused) = paused.take()
+        {
+            paused.wake();
+        }
+    }
+
     /// Stops accepting; the pending accept ends by itself.
     pub fn close(&self) {
-        if !self.closing.closed.replace(true) {
+        if !self.orders.closed.replace(true) {
             let queued = sys::accept_queued(self.fd, limits::ACCEPT_QUEUE_MAX as usize);
-            self.closing.queued.replace(queued);
+            self.orders.queued.replace(queued);
             sys::shutdown(self.fd, Side::Both);
         }
     }
 
     /// Whether the acceptor has handed over its last connection.
     pub fn has_ended(&self) -> bool {
-        Rc::strong_count(&self.closing) == 1
+        Rc::strong_count(&self.orders) == 1
     }
 }
 
@@ -152,7 +187,6 @@ mod tests {
     /// Lets an acceptor run to its end, having closed it first; answers whom it handed over.
     fn peers_after_close(listener: StdListener) -> Vec<SocketAddr> {
         let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
-            .enable_timer()
             .build()
             .expect("a ring");
         runtime.block_on(async {

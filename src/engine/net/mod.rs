@@ -7,4 +7,5 @@ pub mod seal;
 pub mod standby;
 pub mod stream;
 pub mod sys;
+pub mod tick;
 pub mod tls;
