@@ -30,6 +30,7 @@ http {{
     default_type application/octet-stream;
     ssl_certificate {certificate};
     ssl_certificate_key {key};
+    ssl_protocols TLSv1.2 TLSv1.3;
     ssl_session_cache shared:sessions:4m;
     server {{
         listen 127.0.0.1:{status};
