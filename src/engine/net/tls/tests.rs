@@ -1,0 +1,354 @@
+//! Tests of TLS sessions, against rustls' server and without sockets.
+
+use std::io::{Read, Write};
+
+use rustls::{
+    CipherSuite, CipherSuiteCommon, ContentType, HandshakeKind, ProtocolVersion, RootCertStore,
+    ServerConfig, ServerConnection, SupportedCipherSuite, Tls13CipherSuite,
+    crypto::{
+        CryptoProvider, aws_lc_rs,
+        cipher::{AeadKey, Iv, OutboundChunks, OutboundPlainMessage},
+    },
+    server::WebPkiClientVerifier,
+};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+
+use super::{super::seal::share_keys, *};
+use crate::limits::SEALED_RECORDS_MAX;
+
+/// A server's certificate, the configurations of both ends, and what they are to do.
+struct Setup {
+    near: ClientConfig,
+    far: ServerConfig,
+}
+
+/// AES-128 alone, with keys that rustls renews after `records` of its own.
+fn offered(records: u64) -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider
+        .cipher_suites
+        .retain(|suite| suite.suite() == CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let tls13 = provider.cipher_suites[0].tls13().expect("a suite");
+    let short = Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            confidentiality_limit: SEALED_RECORDS_MAX + records,
+            ..tls13.common
+        },
+        ..*tls13
+    };
+    provider.cipher_suites = vec![SupportedCipherSuite::Tls13(Box::leak(Box::new(short)))];
+    Arc::new(share_keys(provider))
+}
+
+fn setup(provider: Arc<CryptoProvider>, asks_for_certificate: bool) -> Setup {
+    let made = rcgen::generate_simple_self_signed(["server.example".to_owned()]);
+    let rcgen::CertifiedKey { cert, signing_key } = made.expect("a certificate");
+    let certificate: CertificateDer<'static> = cert.der().clone();
+    let key = || PrivatePkcs8KeyDer::from(signing_key.serialize_der());
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).expect("a root");
+    let roots = Arc::new(roots);
+    let near = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("a version")
+        .with_root_certificates(Arc::clone(&roots));
+    let near = match asks_for_certificate {
+        true => near.with_client_auth_cert(vec![certificate.clone()], key().into()),
+        false => Ok(near.with_no_client_auth()),
+    };
+    let own = Arc::new(aws_lc_rs::default_provider());
+    let far = ServerConfig::builder_with_provider(Arc::clone(&own))
+        .with_safe_default_protocol_versions()
+        .expect("versions");
+    let far = match asks_for_certificate {
+        true => far.with_client_cert_verifier(
+            WebPkiClientVerifier::builder_with_provider(roots, own)
+                .build()
+                .expect("a verifier"),
+        ),
+        false => far.with_no_client_auth(),
+    };
+    Setup {
+        near: near.expect("a certificate and its key"),
+        far: far
+            .with_single_cert(vec![certificate], key().into())
+            .expect("a certificate and its key"),
+    }
+}
+
+/// A session and its server, with nothing but memory between them.
+struct Pair {
+    near: Session,
+    far: ServerConnection,
+    /// What the server opened.
+    arrived: Vec<u8>,
+    /// What the session opened.
+    answered: Vec<u8>,
+}
+
+impl Pair {
+    /// Both, after their handshake.
+    fn new(near: &Arc<ClientConfig>, far: &Arc<ServerConfig>) -> Self {
+        let name = ServerName::try_from("server.example").expect("a name");
+        let mut pair = Self {
+            near: Session {
+                connection: UnbufferedClientConnection::new(Arc::clone(near), name)
+                    .expect("a client"),
+                key: None,
+                incoming: Vec::new(),
+                processed: 0,
+                is_brisk: false,
+                outgoing: Vec::new(),
+                sealed: 0,
+                spill: Vec::new(),
+                closed: false,
+                failure: None,
+            },
+            far: ServerConnection::new(Arc::clone(far)).expect("a server"),
+            arrived: Vec::new(),
+            answered: Vec::new(),
+        };
+        while pair.write(&[]) == Progress::Blocked {
+            pair.send();
+            pair.receive();
+        }
+        pair
+    }
+
+    fn write(&mut self, text: &[u8]) -> Progress {
+        let progress = self.near.advance(&mut Vec::new(), 0, text);
+        assert!(RecordKey::take_newest().is_none(), "a key is left behind");
+        self.answered.append(&mut self.near.spill);
+        progress.expect("a session")
+    }
+
+    /// Has rustls seal `text`, as it does when a key of ours has sealed enough.
+    fn say(&mut self, text: &[u8]) {
+        let key = self.near.key.take();
+        self.write(text);
+        self.near.key = self.near.key.take().or(key);
+    }
+
+    fn read(&mut self, room: usize) {
+        let mut sink = Vec::new();
+        self.answered.append(&mut self.near.spill);
+        self.near.advance(&mut sink, room, &[]).expect("a session");
+        assert!(RecordKey::take_newest().is_none(), "a key is left behind");
+        self.answered.append(&mut sink);
+        self.answered.append(&mut self.near.spill);
+    }
+
+    /// What waits in the session crosses to the server.
+    fn send(&mut self) {
+        self.try_send().expect("records that open");
+    }
+
+    fn try_send(&mut self) -> Result<(), rustls::Error> {
+        let filled = std::mem::take(&mut self.near.sealed);
+        let mut wire = &self.near.outgoing[..filled];
+        while !wire.is_empty() {
+            self.far.read_tls(&mut wire).expect("memory");
+            self.far.process_new_packets()?;
+            // It ends with "nothing more yet".
+            let _ = self.far.reader().read_to_end(&mut self.arrived);
+        }
+        Ok(())
+    }
+
+    /// What the server has to say waits in the session.
+    fn receive(&mut self) {
+        while self.far.wants_write() {
+            self.far.write_tls(&mut self.near.incoming).expect("memory");
+        }
+    }
+
+    /// Whether what is sent next is sealed beside rustls.
+    fn seals(&self) -> bool {
+        self.near.key.as_ref().is_some_and(|key| key.may_seal(1))
+    }
+}
+
+/// Numbers that look like chance and are always the same.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    fn text(&mut self, length_max: u64) -> Vec<u8> {
+        let length = 1 + self.below(length_max);
+        (0..length)
+            .map(|_| self.0 as u8 ^ self.below(256) as u8)
+            .collect()
+    }
+}
+
+#[test]
+fn connections_of_a_thread_keep_apart_whatever_happens_in_whatever_order() {
+    let setup = setup(offered(8), false);
+    let (near, far) = (Arc::new(setup.near), Arc::new(setup.far));
+    let mut sealed_here = 0;
+    for seed in 0..32 {
+        let mut chance = Chance(0x9E37_79B9_7F4A_7C15 >> seed);
+        let mut pairs: Vec<Pair> = (0..3).map(|_| Pair::new(&near, &far)).collect();
+        let mut said = vec![(Vec::new(), Vec::new()); pairs.len()];
+        for _ in 0..200 {
+            let index = chance.below(pairs.len() as u64) as usize;
+            let (pair, (asked, answer)) = (&mut pairs[index], &mut said[index]);
+            match chance.below(9) {
+                0..3 => {
+                    let text = chance.text(40_000);
+                    sealed_here += u32::from(pair.seals());
+                    pair.write(&text);
+                    asked.extend(text);
+                }
+                3 => {
+                    let text = chance.text(20_000);
+                    pair.say(&text);
+                    asked.extend(text);
+                }
+                // Refused by a server that has yet to hear the end of the handshake.
+                4 if pair.far.is_handshaking() => {}
+                4 => {
+                    pair.far.refresh_traffic_keys().expect("TLS 1.3");
+                    pair.receive();
+                }
+                5 => {
+                    let text = chance.text(15_000);
+                    pair.far.writer().write_all(&text).expect("room");
+                    pair.receive();
+                    answer.extend(text);
+                }
+                6 => pair.read(16_384),
+                7 => pair.read(1),
+                _ => {
+                    pair.send();
+                    pair.receive();
+                }
+            }
+        }
+        for (pair, (asked, answer)) in pairs.iter_mut().zip(&said) {
+            for _ in 0..4 {
+                pair.write(&[]);
+                pair.send();
+                pair.receive();
+            }
+            assert!(pair.arrived == *asked && pair.answered == *answer, "{seed}");
+        }
+    }
+    assert!(
+        sealed_here > 1_000,
+        "only {sealed_here} were not left to rustls"
+    );
+}
+
+#[test]
+fn a_key_that_rustls_renews_of_itself_is_taken_over() {
+    let setup = setup(offered(4), false);
+    let mut pair = Pair::new(&Arc::new(setup.near), &Arc::new(setup.far));
+    pair.write(b"a");
+    let before = pair.near.key.clone().expect("a key");
+    for text in [b"b", b"c", b"d"] {
+        assert!(Arc::ptr_eq(&before, pair.near.key.as_ref().expect("a key")));
+        pair.write(b"-");
+        pair.say(text);
+    }
+    assert!(!Arc::ptr_eq(
+        &before,
+        pair.near.key.as_ref().expect("a key")
+    ));
+    assert!(pair.seals(), "rustls has told the server");
+    pair.write(b"e");
+    pair.send();
+    assert_eq!(pair.arrived, b"a-b-c-de");
+}
+
+#[test]
+fn a_key_that_another_connection_left_is_not_used() {
+    let setup = setup(offered(100), false);
+    let mut pair = Pair::new(&Arc::new(setup.near), &Arc::new(setup.far));
+    pair.write(b"one ");
+    let provider = share_keys(aws_lc_rs::default_provider());
+    let is_aes_256 =
+        |suite: &&SupportedCipherSuite| suite.suite() == CipherSuite::TLS13_AES_256_GCM_SHA384;
+    let suite = provider.cipher_suites.iter().find(is_aes_256);
+    let mut strange = suite
+        .and_then(SupportedCipherSuite::tls13)
+        .expect("a suite")
+        .aead_alg
+        .encrypter(AeadKey::from([7; 32]), Iv::from([7; 12]));
+    let record = OutboundPlainMessage {
+        typ: ContentType::ApplicationData,
+        version: ProtocolVersion::TLSv1_2,
+        payload: OutboundChunks::Single(b"used"),
+    };
+    strange.encrypt(record, 0).expect("a record");
+    pair.write(b"two ");
+    pair.write(b"three");
+    pair.send();
+    assert_eq!(pair.arrived, b"one two three");
+}
+
+#[test]
+fn an_alert_follows_the_new_key_that_it_is_sealed_with() {
+    let setup = setup(offered(100), false);
+    let mut pair = Pair::new(&Arc::new(setup.near), &Arc::new(setup.far));
+    pair.write(b"one ");
+    pair.write(b"two ");
+    pair.send();
+    pair.far.refresh_traffic_keys().expect("TLS 1.3");
+    pair.receive();
+    pair.far.refresh_traffic_keys().expect("TLS 1.3");
+    pair.receive();
+    let garbage = [&[23, 3, 3, 0, 32][..], &[0; 32]].concat();
+    pair.near.incoming.extend(garbage);
+    let failure = pair.near.advance(&mut Vec::new(), 0, b"three");
+    assert!(matches!(failure, Err(rustls::Error::DecryptError)));
+    assert!(pair.near.advance(&mut Vec::new(), 0, b"four").is_err());
+    let seen = pair.try_send();
+    let alert = rustls::AlertDescription::BadRecordMac;
+    assert_eq!(seen, Err(rustls::Error::AlertReceived(alert)));
+    assert_eq!(pair.arrived, b"one two ");
+}
+
+#[test]
+fn every_handshake_leads_to_a_key_that_the_server_knows() {
+    for (asks_for_certificate, retries) in [(false, false), (true, false), (true, true)] {
+        let mut setup = setup(offered(100), asks_for_certificate);
+        if retries {
+            let mut provider = aws_lc_rs::default_provider();
+            let p384 = rustls::NamedGroup::secp384r1;
+            provider.kx_groups.retain(|group| group.name() == p384);
+            let kept = setup.far.cert_resolver.clone();
+            let verifier = WebPkiClientVerifier::no_client_auth();
+            setup.far = ServerConfig::builder_with_provider(Arc::new(provider))
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_client_cert_verifier(verifier)
+                .with_cert_resolver(kept);
+        }
+        let (near, far) = (Arc::new(setup.near), Arc::new(setup.far));
+        for round in 0..2 {
+            let mut pair = Pair::new(&near, &far);
+            let kind = pair.near.connection.handshake_kind();
+            let expected = match (round, retries) {
+                (0, false) => HandshakeKind::Full,
+                (0, true) => HandshakeKind::FullWithHelloRetryRequest,
+                _ => HandshakeKind::Resumed,
+            };
+            assert_eq!(kind, Some(expected), "{asks_for_certificate} {retries}");
+            assert!(!pair.seals(), "rustls comes first");
+            pair.write(b"one ");
+            assert!(pair.seals());
+            pair.write(b"two");
+            pair.send();
+            pair.receive();
+            pair.read(1);
+            assert_eq!(pair.arrived, b"one two");
+        }
+    }
+}
