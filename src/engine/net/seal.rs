@@ -9,12 +9,12 @@
 use std::{
     cell::RefCell,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use aws_lc_rs::aead::{self, Aad, LessSafeKey, UnboundKey};
+use aws_lc_rs::aead::{self, Aad, TlsProtocolId, TlsRecordSealingKey};
 use rustls::{
     CipherSuite, CipherSuiteCommon, ConnectionTrafficSecrets, ContentType, Error, ProtocolVersion,
     SupportedCipherSuite, Tls13CipherSuite,
@@ -42,7 +42,8 @@ thread_local! {
 
 /// The key of one direction of one connection, and how many records it has sealed.
 pub struct RecordKey {
-    key: LessSafeKey,
+    /// It refuses a nonce that is not above all before: a count gone wrong ends the connection.
+    key: Mutex<TlsRecordSealingKey>,
     iv: Iv,
     sealed: AtomicU64,
 }
@@ -68,6 +69,7 @@ impl RecordKey {
     /// `EncryptError`: the space is too small, or the plaintext can't be sealed. The connection must
     /// not go on.
     pub fn seal(&self, plaintext: &[u8], space: &mut [u8]) -> Result<usize, Error> {
+        let mut key = self.key.lock().map_err(|_| Error::EncryptError)?;
         let mut filled = 0;
         for piece in plaintext.chunks(TLS_RECORD_BYTES) {
             let record = space
@@ -80,16 +82,15 @@ impl RecordKey {
             let aad = make_tls13_aad(piece.len() + end.len());
             header.copy_from_slice(&aad);
             let kind = [ContentType::ApplicationData.into()];
-            self.key
-                .seal_out_of_place_scatter(
-                    self.next_nonce(),
-                    Aad::from(aad),
-                    piece,
-                    ciphertext,
-                    &kind,
-                    end,
-                )
-                .map_err(|_| Error::EncryptError)?;
+            key.seal_out_of_place_scatter(
+                self.next_nonce(),
+                Aad::from(aad),
+                piece,
+                ciphertext,
+                &kind,
+                end,
+            )
+            .map_err(|_| Error::EncryptError)?;
         }
         Ok(filled)
     }
@@ -115,10 +116,9 @@ impl MessageEncrypter for Encrypter {
         payload.extend_from_chunks(&message.payload);
         payload.extend_from_slice(&message.typ.to_array());
         let aad = Aad::from(make_tls13_aad(length));
+        let mut key = self.0.key.lock().map_err(|_| Error::EncryptError)?;
         let nonce = self.0.next_nonce();
-        let tag = self
-            .0
-            .key
+        let tag = key
             .seal_in_place_separate_tag(nonce, aad, payload.as_mut())
             .map_err(|_| Error::EncryptError)?;
         payload.extend_from_slice(tag.as_ref());
@@ -142,11 +142,12 @@ struct Shared {
 
 impl Tls13AeadAlgorithm for Shared {
     fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        let Ok(unbound) = UnboundKey::new(self.algorithm, key.as_ref()) else {
+        let tls13 = TlsProtocolId::TLS13;
+        let Ok(sealing) = TlsRecordSealingKey::new(self.algorithm, tls13, key.as_ref()) else {
             return self.inner.encrypter(key, iv);
         };
         let key = Arc::new(RecordKey {
-            key: LessSafeKey::new(unbound),
+            key: Mutex::new(sealing),
             iv,
             sealed: AtomicU64::new(0),
         });
@@ -405,6 +406,17 @@ mod tests {
         }
         let mut exact = [0; 5 + OVERHEAD_BYTES];
         assert_eq!(key.seal(b"plain", &mut exact).expect("room"), exact.len());
+    }
+
+    #[test]
+    fn a_number_that_was_used_is_refused() {
+        let mut pair = with(SUITES[0]);
+        pair.say(b"first");
+        pair.seal(b"second");
+        let key = pair.key.clone().expect("a key");
+        key.sealed.store(1, Ordering::Relaxed);
+        let refused = key.seal(b"third", &mut [0; 5 + OVERHEAD_BYTES]);
+        assert!(matches!(refused, Err(Error::EncryptError)));
     }
 
     #[test]
