@@ -208,7 +208,7 @@ pub const DNS_CONNECTION_IDLE: Duration = Duration::from_secs(5);
 /// TLS sessions kept for resumption for one (trust, client certificate): rustls keeps eight for a
 /// server, so that a thousand servers that share both resume.
 pub const TLS_SESSIONS_MAX: usize = 8_192;
-/// Bytes of plaintext in one TLS record at most, as the protocol has it.
+/// Bytes of plaintext in one TLS record at most, as the protocol has it; rustls' fragments are as long.
 pub const TLS_RECORD_BYTES: usize = 16_384;
 /// Records that one key may seal without rustls counting them; of the 2^24 that AES-GCM allows (RFC
 /// 8446 §5.5), the other half is left for those that it counts.

@@ -3,15 +3,14 @@
 //!
 //! rustls does all else, and seals what it has to say itself: the handshake, alerts, new keys. Both
 //! number their records by one count, so that no two of a key share a nonce (RFC 8446 §5.3). For TLS
-//! 1.3 with AES-GCM; everywhere else rustls seals all. Never opens a record, and never keeps a key
-//! beyond its connection.
+//! 1.3 with AES-GCM; everywhere else rustls seals all. Never opens a record.
+//!
+//! Read in rustls 0.23.46, to which Cargo.toml is pinned: the sealing key that it makes last is in use
+//! from then on, and what it has to say of a new one goes out before its own first record with that.
 
 use std::{
     cell::RefCell,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aws_lc_rs::aead::{self, Aad, TlsProtocolId, TlsRecordSealingKey};
@@ -41,11 +40,27 @@ thread_local! {
 }
 
 /// The key of one direction of one connection, and how many records it has sealed.
+///
+/// One core has it to itself; the lock is there because rustls lets its connections change threads.
 pub struct RecordKey {
-    /// It refuses a nonce that is not above all before: a count gone wrong ends the connection.
-    key: Mutex<TlsRecordSealingKey>,
     iv: Iv,
-    sealed: AtomicU64,
+    sealing: Mutex<Sealing>,
+}
+
+struct Sealing {
+    /// Refuses a nonce that is not above all before: a count gone wrong ends the connection.
+    key: TlsRecordSealingKey,
+    /// Records so far.
+    sealed: u64,
+}
+
+impl Sealing {
+    /// The next record's nonce, which no other record of the key gets.
+    fn next_nonce(&mut self, iv: &Iv) -> aead::Nonce {
+        let number = self.sealed;
+        self.sealed += 1;
+        aead::Nonce::assume_unique_for_key(Nonce::new(iv, number).0)
+    }
 }
 
 impl RecordKey {
@@ -58,7 +73,7 @@ impl RecordKey {
     /// is the first to use a key, because only with its own first record does it tell the peer that
     /// there is a new one (RFC 8446 §4.6.3), and the last, because it sees to a new one in time (§5.5).
     pub fn may_seal(&self, bytes: usize) -> bool {
-        let sealed = self.sealed.load(Ordering::Relaxed);
+        let sealed = self.sealing().sealed;
         let records = bytes.div_ceil(TLS_RECORD_BYTES) as u64;
         sealed > 0 && sealed + records <= SEALED_RECORDS_MAX
     }
@@ -69,7 +84,7 @@ impl RecordKey {
     /// `EncryptError`: the space is too small, or the plaintext can't be sealed. The connection must
     /// not go on.
     pub fn seal(&self, plaintext: &[u8], space: &mut [u8]) -> Result<usize, Error> {
-        let mut key = self.key.lock().map_err(|_| Error::EncryptError)?;
+        let mut sealing = self.sealing();
         let mut filled = 0;
         for piece in plaintext.chunks(TLS_RECORD_BYTES) {
             let record = space
@@ -82,23 +97,18 @@ impl RecordKey {
             let aad = make_tls13_aad(piece.len() + end.len());
             header.copy_from_slice(&aad);
             let kind = [ContentType::ApplicationData.into()];
-            key.seal_out_of_place_scatter(
-                self.next_nonce(),
-                Aad::from(aad),
-                piece,
-                ciphertext,
-                &kind,
-                end,
-            )
-            .map_err(|_| Error::EncryptError)?;
+            let nonce = sealing.next_nonce(&self.iv);
+            sealing
+                .key
+                .seal_out_of_place_scatter(nonce, Aad::from(aad), piece, ciphertext, &kind, end)
+                .map_err(|_| Error::EncryptError)?;
         }
         Ok(filled)
     }
 
-    /// The next record's nonce, which no other record of the key gets.
-    fn next_nonce(&self) -> aead::Nonce {
-        let number = self.sealed.fetch_add(1, Ordering::Relaxed);
-        aead::Nonce::assume_unique_for_key(Nonce::new(&self.iv, number).0)
+    fn sealing(&self) -> MutexGuard<'_, Sealing> {
+        // A number that was taken is spent, whatever became of its record.
+        self.sealing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,9 +126,10 @@ impl MessageEncrypter for Encrypter {
         payload.extend_from_chunks(&message.payload);
         payload.extend_from_slice(&message.typ.to_array());
         let aad = Aad::from(make_tls13_aad(length));
-        let mut key = self.0.key.lock().map_err(|_| Error::EncryptError)?;
-        let nonce = self.0.next_nonce();
-        let tag = key
+        let mut sealing = self.0.sealing();
+        let nonce = sealing.next_nonce(&self.0.iv);
+        let tag = sealing
+            .key
             .seal_in_place_separate_tag(nonce, aad, payload.as_mut())
             .map_err(|_| Error::EncryptError)?;
         payload.extend_from_slice(tag.as_ref());
@@ -142,15 +153,10 @@ struct Shared {
 
 impl Tls13AeadAlgorithm for Shared {
     fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        let tls13 = TlsProtocolId::TLS13;
-        let Ok(sealing) = TlsRecordSealingKey::new(self.algorithm, tls13, key.as_ref()) else {
-            return self.inner.encrypter(key, iv);
-        };
-        let key = Arc::new(RecordKey {
-            key: Mutex::new(sealing),
-            iv,
-            sealed: AtomicU64::new(0),
-        });
+        let key = TlsRecordSealingKey::new(self.algorithm, TlsProtocolId::TLS13, key.as_ref())
+            .expect("a key of the length that was asked for");
+        let sealing = Mutex::new(Sealing { key, sealed: 0 });
+        let key = Arc::new(RecordKey { iv, sealing });
         NEWEST.set(Some(Arc::clone(&key)));
         Box::new(Encrypter(key))
     }
@@ -188,6 +194,10 @@ pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
         let Some(tls13) = suite.tls13() else {
             continue;
         };
+        let limit = tls13.common.confidentiality_limit;
+        let Some(confidentiality_limit) = limit.checked_sub(SEALED_RECORDS_MAX) else {
+            continue;
+        };
         let aead_alg = Box::leak(Box::new(Shared {
             algorithm,
             inner: tls13.aead_alg,
@@ -196,7 +206,7 @@ pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
             common: CipherSuiteCommon {
                 suite: tls13.common.suite,
                 hash_provider: tls13.common.hash_provider,
-                confidentiality_limit: tls13.common.confidentiality_limit - SEALED_RECORDS_MAX,
+                confidentiality_limit,
             },
             hkdf_provider: tls13.hkdf_provider,
             aead_alg,
@@ -358,7 +368,7 @@ mod tests {
         let mut pair = with(SUITES[0]);
         pair.say(b"old ");
         pair.seal(b"old ");
-        let before = pair.key.clone().expect("a key");
+        let mut before = pair.key.clone().expect("a key");
         for _ in 0..3 {
             pair.far.refresh_traffic_keys().expect("TLS 1.3");
             pair.receive();
@@ -370,6 +380,7 @@ mod tests {
             assert!(!key.may_seal(1), "the server has not heard of it yet");
             pair.say(b"new ");
             pair.seal(b"new ");
+            before = key;
         }
         assert_eq!(pair.opened(), b"old old new new new new new new ");
     }
@@ -379,7 +390,7 @@ mod tests {
         let mut pair = with(SUITES[0]);
         pair.say(b"first");
         let key = pair.key.clone().expect("a key");
-        key.sealed.store(SEALED_RECORDS_MAX - 2, Ordering::Relaxed);
+        key.sealing().sealed = SEALED_RECORDS_MAX - 2;
         assert!(key.may_seal(2 * TLS_RECORD_BYTES));
         assert!(!key.may_seal(2 * TLS_RECORD_BYTES + 1));
         let shared = share_keys(aws_lc_rs::default_provider());
@@ -414,7 +425,7 @@ mod tests {
         pair.say(b"first");
         pair.seal(b"second");
         let key = pair.key.clone().expect("a key");
-        key.sealed.store(1, Ordering::Relaxed);
+        key.sealing().sealed = 1;
         let refused = key.seal(b"third", &mut [0; 5 + OVERHEAD_BYTES]);
         assert!(matches!(refused, Err(Error::EncryptError)));
     }

@@ -83,7 +83,7 @@ impl Session {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
-        // Whatever another connection left is no key of ours.
+        // Whatever another connection left, which a fault of ours ended half-way, is no key of this one.
         RecordKey::take_newest();
         let progress = self.process(sink, sink_max, plaintext);
         if let Err(failure) = &progress {
