@@ -22,6 +22,9 @@ CALLS = (
 ).split() + (["epoll_wait", "poll"] if platform.machine() == "x86_64" else [])
 TRACING = "/sys/kernel/tracing"
 MOUNT = f'mount -t tracefs nodev {TRACING} && exec "$@"'
+# How the names of m2u's threads begin: the cores', and that of the access log.
+CORE = "m2u-core-"
+LOG = "m2u-log"
 
 
 def with_tracefs(command):
@@ -42,13 +45,19 @@ def has_tracepoints():
 
 def core_threads(pid):
     """The threads that carry traffic; the control plane's clock is not a request's."""
+    found = threads(pid, CORE)
+    if not found:
+        raise Failed(f"m2u has no thread named {CORE}…")
+    return found
+
+
+def threads(pid, prefix):
+    """The threads whose names begin so."""
     found = []
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/comm") as file:
-            if file.read().startswith("m2u-core-"):
+            if file.read().startswith(prefix):
                 found.append(thread)
-    if not found:
-        raise Failed("m2u has no thread named m2u-core-…")
     return found
 
 

@@ -350,8 +350,9 @@ PEERS = {
 FLOORS = (Floor.name, HaproxyTcp.name)
 
 
-def variant(text):
-    """Adds m2u with other flags, or another binary of it: `NAME=[PATH] [FLAG]...`."""
+def variant(text, base=M2u):
+    """Adds m2u, or a peer derived from it, with other flags or another binary:
+    `NAME=[PATH] [FLAG]...`."""
     name, separator, words = text.partition("=")
     words = shlex.split(words)
     if not separator or not name.isidentifier() or not words:
@@ -364,5 +365,5 @@ def variant(text):
         members["cores"] = words[at + 1]
         del words[at : at + 2]
     members["flags"] = tuple(words)
-    PEERS[members["name"]] = type(f"M2u{name}", (M2u,), members)
+    PEERS[members["name"]] = type(f"M2u{name}", (base,), members)
     return members["name"]
