@@ -34,14 +34,15 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
     let tally = Tally::default();
     let record = Record::begin(shard);
     let mut outbox = shard.buffers.take_relay();
-    let after = match plan::prepare(shard, &snapshot, device, head_bytes, &mut outbox) {
+    let (after, sender) = match plan::prepare(shard, &snapshot, device, head_bytes, &mut outbox) {
         Ok((plan, intake)) => {
             tally.received.set(intake.taken());
             device
                 .watch
                 .set_speaker(device.scope, device.source, plan.mark);
             device.give_back_large_inbox(shard);
-            deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await
+            let after = deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await;
+            (after, Some(plan.sender()))
         }
         Err(refusal) => {
             tally.note_refusal(refusal.failure);
@@ -55,21 +56,15 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
             if let Some(mark) = mark {
                 device.watch.set_speaker(device.scope, device.source, mark);
             }
-            device.refuse(shard, failure, to_head, persist).await
+            (device.refuse(shard, failure, to_head, persist).await, None)
         }
     };
     if let Some(failure) = tally.failure.get() {
         shard.metrics.count_failure(failure as usize);
     }
     if let Some(record) = record {
-        let sender = snapshot.identities.resolve(device.scope, device.source);
-        let sender = sender.ok().map(|identity| {
-            let account = snapshot
-                .routes
-                .account_ref(identity.account)
-                .unwrap_or_default();
-            (account, identity.name)
-        });
+        // A request may be refused before anybody asks who sent it.
+        let sender = sender.or_else(|| plan::sender(&snapshot, device));
         record.end(shard, device.source, sender, device.noted.parts(), &tally);
     }
     let ending = match tally.failure.get() {

@@ -52,11 +52,18 @@ pub struct Plan<'s> {
     pub authority: Authority,
     /// Who sent it, in a few bits.
     pub mark: Mark,
+    /// The name of the device that did.
+    pub device: &'s str,
     /// Bytes that came with, and behind, the head: many if the device does not trickle.
     pub arrived: usize,
 }
 
-impl Plan<'_> {
+impl<'s> Plan<'s> {
+    /// Who sent the request: the account's *ref* and the device's name.
+    pub fn sender(&self) -> (&'s str, &'s str) {
+        (&self.route.account_ref, self.device)
+    }
+
     /// Whether the answer has no body whatever its head says.
     pub fn to_head(&self) -> bool {
         self.method == Method::Head
@@ -252,6 +259,7 @@ pub fn decide<'s>(
         expects: request.expects,
         authority: Authority::keep(target.authority.or(request.host)),
         mark: Mark::of(&identity),
+        device: identity.name,
         arrived: head_bytes + rest.len(),
     };
     let mut intake = Intake::new(plan.body, route.body_bytes_max);
@@ -259,6 +267,14 @@ pub fn decide<'s>(
     relay::append_framed(outbox, &rest[piece.payload], plan.body, intake.is_done());
     inbox.drain(..head_bytes + piece.end);
     Ok((plan, intake))
+}
+
+/// Who sends what comes from a device's address: the account's *ref* and the device's name.
+pub fn sender<'s>(snapshot: &'s Snapshot, device: &Device) -> Option<(&'s str, &'s str)> {
+    let identity = snapshot.identities.resolve(device.scope, device.source);
+    let identity = identity.ok()?;
+    let account = snapshot.routes.account_ref(identity.account);
+    Some((account.unwrap_or_default(), identity.name))
 }
 
 /// Whether a request leaves the server's connection fit for another device's.
