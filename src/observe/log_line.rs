@@ -11,12 +11,11 @@ use std::{
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use super::decimal::{put_fraction, put_number, put_octets, put_three_digits};
 use crate::limits;
 
-/// Bytes of a time down to its second, such as `2025-11-24T16:00:00`.
-const SECOND_BYTES: usize = 19;
-/// Bytes that are looked at together for what needs an escape.
-const STEP_BYTES: usize = 16;
+/// Bytes of a time down to its second, and of a point, such as `2025-11-24T16:00:00.`.
+const SECOND_BYTES: usize = 20;
 
 /// One exchange.
 #[derive(Debug, Clone, Copy)]
@@ -48,20 +47,19 @@ impl Entry<'_> {
         clock.put(out, self.begun);
         put(out, "\",\"source\":\"");
         put_address(out, self.source);
-        put(out, "\"");
         if let Some((account, device)) = self.sender {
-            put(out, ",\"account\":");
-            put_quoted(out, account.as_bytes());
-            put(out, ",\"device\":");
-            put_quoted(out, device.as_bytes());
+            put(out, "\",\"account\":\"");
+            put_string(out, account.as_bytes());
+            put(out, "\",\"device\":\"");
+            put_string(out, device.as_bytes());
         }
         if let Some((method, path)) = self.request {
-            put(out, ",\"method\":");
-            put_quoted(out, shown(method));
-            put(out, ",\"path\":");
-            put_quoted(out, shown(path));
+            put(out, "\",\"method\":\"");
+            put_string(out, shown(method));
+            put(out, "\",\"path\":\"");
+            put_string(out, shown(path));
         }
-        put(out, ",\"status\":");
+        put(out, "\",\"status\":");
         put_number(out, self.status);
         if let Some(error) = self.error {
             put(out, ",\"error\":\"");
@@ -161,22 +159,24 @@ impl Clock {
         if self.second.is_none() {
             return;
         }
-        out.extend_from_slice(&self.text);
-        if time.subsec_nanos() > 0 {
-            put(out, ".");
-            let mut space = itoa::Buffer::new();
-            let digits = padded(&mut space, 1_000_000_000, time.subsec_nanos());
-            put(out, digits.trim_end_matches('0'));
+        match time.subsec_nanos() {
+            0 => out.extend_from_slice(&self.text[..SECOND_BYTES - 1]),
+            nanos => {
+                out.extend_from_slice(&self.text);
+                put_fraction(out, nanos);
+            }
         }
         put(out, "Z");
     }
 
     /// Renders a second; `None` if it is beyond the year 9999.
+    #[cold]
     fn show(&mut self, second: u64) -> Option<u64> {
         let time = OffsetDateTime::from_unix_timestamp(second.try_into().ok()?).ok()?;
-        let mut room = [0; SECOND_BYTES + 1];
-        time.format_into(&mut room.as_mut_slice(), &Rfc3339).ok()?;
-        self.text.copy_from_slice(&room[..SECOND_BYTES]);
+        time.format_into(&mut self.text.as_mut_slice(), &Rfc3339)
+            .ok()?;
+        // What stands in the place of the point is the Z.
+        self.text[SECOND_BYTES - 1] = b'.';
         Some(second)
     }
 }
@@ -196,15 +196,6 @@ fn put(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn put_number(out: &mut Vec<u8>, number: impl itoa::Integer) {
-    put(out, itoa::Buffer::new().format(number));
-}
-
-/// `number` in as many digits as `unit` has zeros; less than `unit`, a power of ten.
-fn padded(space: &mut itoa::Buffer, unit: u32, number: u32) -> &str {
-    &space.format(unit + number)[1..]
-}
-
 /// Milliseconds and three digits, rounded to the nearest microsecond.
 fn put_millis(out: &mut Vec<u8>, took: Duration) {
     let took = took.saturating_add(Duration::from_nanos(500));
@@ -212,19 +203,12 @@ fn put_millis(out: &mut Vec<u8>, took: Duration) {
     let millis = took.as_secs().saturating_mul(1_000);
     put_number(out, millis.saturating_add(u64::from(micros / 1_000)));
     put(out, ".");
-    put(out, padded(&mut itoa::Buffer::new(), 1_000, micros % 1_000));
+    put_three_digits(out, micros % 1_000);
 }
 
 fn put_address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
-        IpAddr::V4(address) => {
-            let [first, rest @ ..] = address.octets();
-            put_number(out, first);
-            for octet in rest {
-                put(out, ".");
-                put_number(out, octet);
-            }
-        }
+        IpAddr::V4(address) => put_octets(out, address.octets()),
         IpAddr::V6(address) => {
             // Writing to a vector can't fail.
             let _ = write!(out, "{address}");
@@ -232,35 +216,51 @@ fn put_address(out: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
-/// As a JSON string (RFC 8259 §7). What is not UTF-8 is shown as if it were Latin-1.
+/// As a JSON string (RFC 8259 §7).
 fn put_quoted(out: &mut Vec<u8>, bytes: &[u8]) {
-    // Almost always there is no rest. What goes before it is ASCII, so it alone decides whether
-    // the whole is UTF-8.
-    let (plain, rest) = bytes.split_at(plain_bytes(bytes));
-    out.push(b'"');
-    out.extend_from_slice(plain);
-    match std::str::from_utf8(rest) {
+    put(out, "\"");
+    put_string(out, bytes);
+    put(out, "\"");
+}
+
+/// What stands between the quotes of a JSON string. What is not UTF-8 is shown as if it were
+/// Latin-1.
+fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    let rest = put_steps::<16>(out, bytes);
+    let rest = put_steps::<4>(out, rest);
+    let rest = put_steps::<1>(out, rest);
+    if !rest.is_empty() {
+        put_escapes(out, rest);
+    }
+}
+
+/// What stands between the quotes of a JSON string from its first escape on. Only ASCII goes before
+/// it, so that it alone decides whether the whole is UTF-8.
+#[cold]
+fn put_escapes(out: &mut Vec<u8>, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
         Ok(text) => text
             .chars()
             .for_each(|character| put_escaped(out, character)),
-        Err(_) => rest
+        Err(_) => bytes
             .iter()
             .for_each(|byte| put_escaped(out, char::from(*byte))),
     }
-    out.push(b'"');
 }
 
-/// How many bytes, from the first on, a JSON string shows as they are.
+/// Appends what a JSON string shows as it is, in steps of so many bytes; answers the rest.
 ///
-/// Whole steps are compared without a branch for each byte, which the compiler turns into vector
-/// instructions.
-fn plain_bytes(bytes: &[u8]) -> usize {
+/// A step has no branch for each byte, and no copy of unknown length.
+#[inline]
+fn put_steps<'b, const BYTES: usize>(out: &mut Vec<u8>, mut bytes: &'b [u8]) -> &'b [u8] {
     let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') & (*byte != b'"') & (*byte != b'\\');
-    let (steps, _) = bytes.as_chunks::<STEP_BYTES>();
-    let all_plain = |step: &&[u8; STEP_BYTES]| step.iter().fold(true, |all, b| all & is_plain(b));
-    let whole = steps.iter().take_while(all_plain).count() * STEP_BYTES;
-    let rest = &bytes[whole..];
-    whole + rest.iter().take_while(|byte| is_plain(byte)).count()
+    while let Some((step, rest)) = bytes.split_first_chunk::<BYTES>()
+        && step.iter().fold(true, |all, byte| all & is_plain(byte))
+    {
+        out.extend_from_slice(step);
+        bytes = rest;
+    }
+    bytes
 }
 
 fn put_escaped(out: &mut Vec<u8>, character: char) {
