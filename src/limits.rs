@@ -283,9 +283,9 @@ pub const LOG_VALUE_BYTES_MAX: usize = 1_024;
 pub const LOG_LINE_BYTES_MAX: usize =
     6 * (2 * LOG_VALUE_BYTES_MAX + 2 * IDENTITY_VALUE_BYTES_MAX) + 512;
 /// Bytes that a core collects before it hands them to the log's thread.
-pub const LOG_BUFFER_BYTES: usize = 65_536;
+pub const LOG_BUFFER_BYTES: usize = 262_144;
 /// Buffers that may wait for the log's thread, all cores together.
-pub const LOG_BUFFERS_MAX: usize = 256;
+pub const LOG_BUFFERS_MAX: usize = 128;
 
 /// Problems of a configuration that are shown one by one; the rest is counted.
 pub const PROBLEMS_MAX: usize = 100;
