@@ -7,7 +7,10 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -21,6 +24,8 @@ pub struct Gateway {
     dir: Arc<TempDir>,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
+    /// Whether its standard error is read no further.
+    unheard: Arc<AtomicBool>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -123,16 +128,18 @@ impl Gateway {
             .spawn()
             .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
+        let unheard = Arc::new(AtomicBool::new(false));
         let reader = {
-            let (log, lines) = (
-                Arc::clone(&log),
-                BufReader::new(child.stderr.take().unwrap()),
-            );
+            let (log, unheard) = (Arc::clone(&log), Arc::clone(&unheard));
+            let lines = BufReader::new(child.stderr.take().unwrap());
             thread::spawn(move || {
                 for line in lines.lines().map_while(Result::ok) {
                     let mut log = log.lock().unwrap();
                     log.push_str(&line);
                     log.push('\n');
+                    if unheard.load(Ordering::Acquire) {
+                        return;
+                    }
                 }
             })
         };
@@ -141,6 +148,7 @@ impl Gateway {
             dir,
             log,
             reader: Some(reader),
+            unheard,
             addresses: Vec::new(),
         };
         gateway.wait_for_log("m2u: ready");
@@ -184,6 +192,32 @@ impl Gateway {
             assert!(ended.is_none(), "m2u ended with {ended:?}:\n{said}");
             false
         });
+    }
+
+    /// Closes the end of its standard error that is read: nobody hears what it says from now on.
+    pub fn stop_listening(&mut self) {
+        self.unheard.store(true, Ordering::Release);
+        // The reader looks up with the next line.
+        self.signal("USR1");
+        self.reader.take().unwrap().join().unwrap();
+    }
+
+    /// How often its threads whose names begin so have called `write`, whatever came of it; those that
+    /// have ended don't count.
+    pub fn writes(&self, threads: &str) -> usize {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        let paths = tasks.map(|task| task.unwrap().path());
+        let named = |path: &PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with(threads))
+        };
+        let counts = paths
+            .filter(named)
+            .filter_map(|path| fs::read_to_string(path.join("io")).ok());
+        let of_one = |text: String| -> Option<usize> {
+            let line = text.lines().find(|line| line.starts_with("syscw:"))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        counts.filter_map(of_one).sum()
     }
 
     /// The folder of the configuration.
