@@ -88,6 +88,31 @@ fn every_exchange_has_a_line_and_no_line_has_a_secret() {
 }
 
 #[test]
+fn a_refused_request_is_its_sender_s_however_early_it_is_refused() {
+    let upstream = Upstream::echo();
+    let (gateway, path) = gateway(&upstream.url(), "json");
+    let refusals = [
+        ("TRACE / HTTP/1.1\r\nHost: m2u\r\n\r\n", 405),
+        ("GET /bad HTTP/1.1\r\nHost : m2u\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: m2u9\r\n\r\n", 404),
+        ("GET /../x HTTP/1.1\r\nHost: m2u\r\n\r\n", 400),
+    ];
+    for (request, status) in refusals {
+        let answer = device::ask("127.0.0.7", gateway.address(), request);
+        assert_eq!(answer.status(), status, "{request:?}");
+    }
+    gateway.stop();
+    let lines = lines(&path);
+    assert_eq!(lines.len(), refusals.len(), "{lines:#?}");
+    for line in lines {
+        let line: Value = serde_json::from_str(&line).unwrap();
+        let sender = (&line["account"], &line["device"]);
+        assert_eq!(sender, (&"acme".into(), &"press-07".into()), "{line}");
+    }
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
 fn a_device_that_goes_away_before_its_answer_is_logged_with_an_error() {
     let (arrived, told) = mpsc::channel();
     let (go, wanted) = mpsc::channel::<()>();
