@@ -13,11 +13,9 @@ use std::{
     time::Duration,
 };
 
-use monoio::net::TcpStream;
-
 use super::{
-    deadline::{Due, Watch},
-    stream::{StreamError, WriteError},
+    deadline::Due,
+    stream::{Share, StreamError, WriteError},
     sys,
 };
 use crate::limits;
@@ -96,39 +94,25 @@ pub struct Splice {
     pipe: Pipe,
     /// Bytes in the pipe.
     held: usize,
-    source: Waiter,
-    sink: Waiter,
+    source: Share,
+    sink: Share,
     _busy: Busy,
 }
 
-/// A second descriptor of a watched socket, to wait for it.
-#[derive(Debug)]
-struct Waiter {
-    watch: Rc<Watch>,
-    socket: TcpStream,
-}
-
-impl Waiter {
-    fn new(watch: &Rc<Watch>) -> io::Result<Self> {
-        Ok(Self {
-            watch: Rc::clone(watch),
-            socket: TcpStream::from_std(sys::duplicate(watch.fd())?)?,
-        })
-    }
-}
-
 impl Splice {
-    /// Begins to move bytes from the socket under `source` to the one under `sink`; `None` where
-    /// descriptors or pipes have run out, so that the body must be copied.
-    pub fn begin(pipes: &Pipes, source: &Rc<Watch>, sink: &Rc<Watch>) -> Option<Box<Self>> {
-        let splice = Self {
-            _busy: pipes.begin()?,
-            source: Waiter::new(source).ok()?,
-            sink: Waiter::new(sink).ok()?,
+    /// Begins to move bytes from one socket to another; `None` where descriptors or pipes have run
+    /// out, so that the body must be copied.
+    pub fn begin(pipes: &Pipes, source: Share, sink: Share) -> Option<Box<Self>> {
+        let busy = pipes.begin()?;
+        sys::set_nonblocking(source.watch().fd()).ok()?;
+        sys::set_nonblocking(sink.watch().fd()).ok()?;
+        Some(Box::new(Self {
             pipe: pipes.take().ok()?,
             held: 0,
-        };
-        Some(Box::new(splice))
+            source,
+            sink,
+            _busy: busy,
+        }))
     }
 
     /// Receives at most `room` bytes; 0 is the end of the stream. What was received before must
@@ -139,7 +123,7 @@ impl Splice {
     /// `TimedOut` at `due`, else what the kernel said.
     pub async fn receive(&mut self, room: u64, due: Due) -> Result<Option<usize>, StreamError> {
         debug_assert_eq!(self.held, 0, "a piece at a time");
-        let Waiter { watch, socket } = &self.source;
+        let watch = self.source.watch();
         let room = usize::try_from(room).map_or(limits::PIPE_BYTES, |r| r.min(limits::PIPE_BYTES));
         watch.set_read(due);
         let mut has_waited = false;
@@ -149,7 +133,7 @@ impl Splice {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !has_waited => {}
                 result => break result,
             }
-            if let Err(error) = socket.readable(false).await {
+            if let Err(error) = self.source.readable().await {
                 break Err(error);
             }
             has_waited = true;
@@ -173,7 +157,7 @@ impl Splice {
     /// [`WriteError`], which says whether any byte had left.
     pub async fn send_all(&mut self, patience: Duration) -> Result<(), WriteError> {
         let received = self.held;
-        let Waiter { watch, socket } = &self.sink;
+        let watch = self.sink.watch();
         watch.set_write(watch.deadlines().due_in(patience));
         let result = loop {
             if self.held == 0 {
@@ -187,7 +171,7 @@ impl Splice {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    match socket.writable(false).await {
+                    match self.sink.writable().await {
                         Ok(()) if !watch.write_expired() => continue,
                         outcome => outcome.err().unwrap_or(error),
                     }

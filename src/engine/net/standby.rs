@@ -26,13 +26,13 @@ use monoio::{
 
 use super::{
     deadline::{Due, Watch},
-    stream::{Lent, StreamError},
+    stream::{Lent, Share, StreamError},
 };
 
 /// The incoming half of a socket that may idle.
 pub struct StandbyReader {
     // Before the half inside the receiver, so that the watch ends before the socket closes.
-    watch: Rc<Watch>,
+    share: Share,
     receiver: Pin<Box<dyn Future<Output = Infallible>>>,
     exchange: Rc<Exchange>,
     /// What a caller lent while the buffer of the posted receive came back to it.
@@ -64,7 +64,7 @@ impl StandbyReader {
     pub fn new(watch: Rc<Watch>, half: OwnedReadHalf<TcpStream>) -> Self {
         let exchange = Rc::new(Exchange::default());
         Self {
-            watch,
+            share: Share::of_reader(&watch, &half),
             receiver: Box::pin(receive_all(half, Rc::clone(&exchange))),
             exchange,
             spare: Vec::new(),
@@ -74,9 +74,9 @@ impl StandbyReader {
 
     /// See [`super::stream::Reader::read`].
     pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
-        self.watch.set_read(due);
+        self.watch().set_read(due);
         let result = self.receive(buffer, room).await;
-        self.watch.clear_read();
+        self.watch().clear_read();
         result
     }
 
@@ -114,9 +114,9 @@ impl StandbyReader {
             }
         };
         let result = match result {
-            Ok(0) if self.watch.read_expired() => Err(StreamError::TimedOut),
+            Ok(0) if self.watch().read_expired() => Err(StreamError::TimedOut),
             Ok(received) => Ok(received),
-            Err(_) if self.watch.read_expired() => Err(StreamError::TimedOut),
+            Err(_) if self.watch().read_expired() => Err(StreamError::TimedOut),
             Err(error) => Err(error.into()),
         };
         (result, buffer)
@@ -151,7 +151,12 @@ impl StandbyReader {
 
     /// The socket's deadlines.
     pub fn watch(&self) -> &Rc<Watch> {
-        &self.watch
+        self.share.watch()
+    }
+
+    /// A share of the socket.
+    pub fn share(&self) -> Share {
+        self.share.clone()
     }
 
     fn lend(&mut self, buffer: Vec<u8>, room: usize) {
@@ -171,7 +176,7 @@ impl StandbyReader {
 impl fmt::Debug for StandbyReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StandbyReader")
-            .field("watch", &self.watch)
+            .field("share", &self.share)
             .field("is_posted", &self.is_posted)
             .finish_non_exhaustive()
     }

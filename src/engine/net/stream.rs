@@ -229,6 +229,52 @@ impl Resting {
     }
 }
 
+/// A share of a connected socket under watch, to wait for it beside its halves. It must be gone when
+/// they become one again.
+#[derive(Debug)]
+pub struct Share {
+    // Before the socket, so that it ends before that closes.
+    watch: Rc<Watch>,
+    socket: OwnedReadHalf<TcpStream>,
+}
+
+impl Share {
+    /// One more share of the socket of `half`.
+    pub fn of_reader(watch: &Rc<Watch>, half: &OwnedReadHalf<TcpStream>) -> Self {
+        Self {
+            watch: Rc::clone(watch),
+            socket: OwnedReadHalf(Rc::clone(&half.0)),
+        }
+    }
+
+    /// The socket's deadlines.
+    pub fn watch(&self) -> &Rc<Watch> {
+        &self.watch
+    }
+
+    /// Waits until a receive would bring something: bytes, an end, or an error.
+    ///
+    /// # Errors
+    /// What the ring said; the socket itself is not asked.
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> {
+        sys::socket(&self.socket).readable(false)
+    }
+
+    /// Waits until a send would get something out, or an error.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> {
+        sys::socket(&self.socket).writable(false)
+    }
+}
+
+impl Clone for Share {
+    fn clone(&self) -> Self {
+        Self::of_reader(&self.watch, &self.socket)
+    }
+}
+
 /// Like [`split`], for a connection that may idle in a pool.
 pub fn split_standby(
     socket: TcpStream,
@@ -262,6 +308,14 @@ impl Reader {
         }
     }
 
+    /// A share of the socket, where what comes in is received as it is.
+    pub fn plain_share(&self) -> Option<Share> {
+        match self {
+            Self::Plain(reader) => Some(reader.share()),
+            Self::Tls(_) => None,
+        }
+    }
+
     /// Receives into the free room behind `buffer`'s bytes, at most `room` of it.
     ///
     /// 0 is the end of the stream. The buffer must have room.
@@ -277,6 +331,14 @@ impl Reader {
 }
 
 impl Writer {
+    /// A share of the socket, where what is sent goes out as it is.
+    pub fn plain_share(&self) -> Option<Share> {
+        match self {
+            Self::Plain(writer) => Some(writer.share()),
+            Self::Tls(_) => None,
+        }
+    }
+
     /// Sends all of `buffer` from `begin` on; the peer may take any time over it, as long as it
     /// never takes nothing for longer than `patience`.
     ///
@@ -313,6 +375,11 @@ pub struct SocketReader {
 }
 
 impl SocketReader {
+    /// A share of the socket.
+    pub fn share(&self) -> Share {
+        Share::of_reader(&self.watch, &self.half)
+    }
+
     /// See [`Reader::read`].
     pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
         self.watch.set_read(due);
@@ -380,6 +447,14 @@ pub struct SocketWriter {
 }
 
 impl SocketWriter {
+    /// A share of the socket.
+    pub fn share(&self) -> Share {
+        Share {
+            watch: Rc::clone(&self.watch),
+            socket: OwnedReadHalf(Rc::clone(&self.half.0)),
+        }
+    }
+
     /// See [`Writer::write_all`].
     pub async fn write_all(
         &mut self,

@@ -11,6 +11,7 @@ use std::{
     ptr,
 };
 
+use monoio::{io::OwnedReadHalf, net::TcpStream as MonoioStream};
 use socket2::{SockAddr, SockRef, Socket};
 
 /// Which direction of a connection ends.
@@ -107,14 +108,11 @@ pub fn pipe(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((end, begin))
 }
 
-/// A second descriptor of a socket that the caller owns.
-///
-/// # Errors
-/// No descriptors are left.
-pub fn duplicate(fd: RawFd) -> io::Result<TcpStream> {
-    // SAFETY: the caller owns the socket for the whole call.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    borrowed.try_clone_to_owned().map(TcpStream::from)
+/// The socket of which `half` is a share, to wait for it.
+pub fn socket(half: &OwnedReadHalf<MonoioStream>) -> &MonoioStream {
+    // SAFETY: the share keeps it alive. Halves borrow it mutably only while they begin an operation,
+    // on this core, as this one does: no borrow is used beyond that.
+    unsafe { &*half.0.get() }
 }
 
 /// Moves at most `length` bytes from a socket to a pipe's beginning; 0 is the end of the stream.
@@ -122,7 +120,7 @@ pub fn duplicate(fd: RawFd) -> io::Result<TcpStream> {
 /// # Errors
 /// `WouldBlock` if nothing has come, else what the kernel said.
 pub fn fill_pipe(pipe: &OwnedFd, socket: RawFd, length: usize) -> io::Result<usize> {
-    splice(socket, socket, pipe.as_raw_fd(), length)
+    splice(socket, pipe.as_raw_fd(), length)
 }
 
 /// Moves at most `length` bytes from a pipe's end to a socket.
@@ -130,23 +128,24 @@ pub fn fill_pipe(pipe: &OwnedFd, socket: RawFd, length: usize) -> io::Result<usi
 /// # Errors
 /// `WouldBlock` if the socket takes none now, else what the kernel said.
 pub fn drain_pipe(pipe: &OwnedFd, socket: RawFd, length: usize) -> io::Result<usize> {
-    splice(socket, pipe.as_raw_fd(), socket, length)
+    splice(pipe.as_raw_fd(), socket, length)
 }
 
-/// splice(2) that waits neither for the pipe nor for the socket, which the ring needs blocking:
-/// only as long as this call lasts, in which nothing of the ring is begun, is it not.
-fn splice(socket: RawFd, from: RawFd, to: RawFd, length: usize) -> io::Result<usize> {
+/// splice(2) that waits neither for the pipe nor for the socket, which must not be a blocking one.
+fn splice(from: RawFd, to: RawFd, length: usize) -> io::Result<usize> {
     let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
-    set_nonblocking(socket, true)?;
     // SAFETY: no offsets are given; the caller owns both descriptors for the whole call.
     let moved = unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), length, flags) };
-    let result = usize::try_from(moved).map_err(|_| io::Error::last_os_error());
-    set_nonblocking(socket, false)?;
-    result
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
-fn set_nonblocking(fd: RawFd, is_nonblocking: bool) -> io::Result<()> {
-    let value = libc::c_int::from(is_nonblocking);
+/// Makes a socket one that no call waits for. The ring waits for it as before: its receives and
+/// sends ask for that themselves, and never look at this.
+///
+/// # Errors
+/// What the kernel said: the socket may be a blocking one.
+pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    let value: libc::c_int = 1;
     // SAFETY: the number lives on our stack for the whole call, and has the type that it reads.
     match unsafe { libc::ioctl(fd, libc::FIONBIO, &raw const value) } {
         0 => Ok(()),

@@ -336,8 +336,9 @@ impl<'a> Answer<'a> {
                 break Some(after_cut);
             }
             if self.is_worth_a_pipe(&intake)
+                && let Some(source) = self.upstream.plain_share()
                 && let Some(splice) =
-                    Splice::begin(&self.shard.pipes, self.upstream_watch, self.device_watch)
+                    Splice::begin(&self.shard.pipes, source, self.device.share())
             {
                 self.shard.buffers.put(std::mem::take(&mut buffer));
                 if let Err(failure) = self.splice_body(splice, &mut intake).await {
@@ -398,9 +399,7 @@ impl<'a> Answer<'a> {
         let is_large = intake
             .length_left()
             .is_some_and(|left| left >= self.shard.splice_bytes);
-        is_large
-            && self.last >= limits::PARKED_FULL_BYTES
-            && matches!(self.upstream, Reader::Plain(_))
+        is_large && self.last >= limits::PARKED_FULL_BYTES
     }
 
     /// Moves the body inside the kernel as long as that is worth it.

@@ -192,7 +192,6 @@ async fn exchange_bodies(
         device: &mut device.reader,
         inbox: &mut device.inbox,
         upstream: &mut upstream.writer,
-        device_watch: &device.watch,
         upstream_watch: &upstream.watch,
         intake,
         last: plan.arrived,

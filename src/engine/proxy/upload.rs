@@ -38,8 +38,6 @@ pub struct Upload<'a> {
     pub inbox: &'a mut Vec<u8>,
     /// Bytes to the server.
     pub upstream: &'a mut Writer,
-    /// The device's connection.
-    pub device_watch: &'a Rc<Watch>,
     /// The server's connection, for ending it.
     pub upstream_watch: &'a Rc<Watch>,
     /// What is still to come.
@@ -54,7 +52,7 @@ impl Upload<'_> {
         let mut buffer = Vec::new();
         let mut splice = None;
         while self.flow.request.get() == RequestPhase::Sending {
-            if let Some(left) = self.left_for_splice()
+            if let Some(left) = self.left_for_splice(splice.is_some())
                 && (splice.is_some() || self.begin_splice(&mut splice))
                 && let Some(splice) = &mut splice
             {
@@ -73,16 +71,17 @@ impl Upload<'_> {
         }
     }
 
-    /// Bytes still to come, if they are worth a pipe: whoever trickles gets none.
-    fn left_for_splice(&self) -> Option<u64> {
+    /// Bytes still to come, if they are worth a pipe, or one is there already: whoever trickles gets
+    /// none.
+    fn left_for_splice(&self, has_begun: bool) -> Option<u64> {
         let left = self.intake.length_left()?;
-        let is_worth = left >= self.shard.splice_bytes && self.last >= limits::PARKED_FULL_BYTES;
-        (is_worth && matches!(self.upstream, Writer::Plain(_))).then_some(left)
+        let is_worth = has_begun || left >= self.shard.splice_bytes;
+        (is_worth && self.last >= limits::PARKED_FULL_BYTES).then_some(left)
     }
 
     fn begin_splice(&self, splice: &mut Option<Box<Splice>>) -> bool {
-        let (source, sink) = (self.device_watch, self.upstream_watch);
-        *splice = Splice::begin(&self.shard.pipes, source, sink);
+        let sink = self.upstream.plain_share();
+        *splice = sink.and_then(|sink| Splice::begin(&self.shard.pipes, self.device.share(), sink));
         splice.is_some()
     }
 
