@@ -232,7 +232,7 @@ pub const TLS_FLIGHT_BYTES: usize = 4_096;
 pub const SPLICE_BYTES_DEFAULT: u64 = 65_536;
 /// Bytes that one pipe holds: what is moved in one piece at most.
 pub const PIPE_BYTES: usize = 262_144;
-/// Bodies that one core moves inside the kernel at a time, each with four descriptors; others are
+/// Bodies that one core moves inside the kernel at a time, each with two descriptors; others are
 /// copied.
 pub const SPLICES_PER_CORE_MAX: usize = 128;
 /// Spare pipes that one core keeps; each is two descriptors.

@@ -616,7 +616,7 @@ fn raise_file_limit(bounds: &Limits) {
     let connections = bounds.connections;
     // Each device's connection may hold one to a server.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let pipes = cores * (4 * limits::SPLICES_PER_CORE_MAX + 2 * limits::SPARE_PIPES_MAX);
+    let pipes = 2 * cores * (limits::SPLICES_PER_CORE_MAX + limits::SPARE_PIPES_MAX);
     let wanted = (connections * 2 + pipes + limits::FILES_BESIDE_CONNECTIONS) as u64;
     match allowed {
         Ok(allowed) if allowed >= wanted => {}

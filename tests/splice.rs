@@ -192,6 +192,78 @@ fn an_urgent_byte_within_a_large_body_stops_nothing() {
     gateway.stop();
 }
 
+/// Both directions of both sockets are used at once, by the ring and past it.
+#[test]
+fn an_early_answer_larger_than_all_buffers_arrives_whole_while_the_upload_is_moved() {
+    const LENGTH: usize = 30_000_000;
+    let sent = body(LENGTH);
+    let chunks = sent
+        .chunks(100_000)
+        .map(|piece| [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat());
+    let chunked = chunks.collect::<Vec<_>>().concat();
+    for (fields, answer, last) in [
+        ("Content-Length: 30000000", sent.clone(), &b""[..]),
+        ("Transfer-Encoding: chunked", chunked, &b"0\r\n\r\n"[..]),
+    ] {
+        let (go_on, wait) = mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let upstream = Upstream::start(move |conversation| {
+            conversation.head()?.expect("a head");
+            wait.lock().unwrap().recv().unwrap();
+            conversation.write(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n"))?;
+            conversation.write(&answer)?;
+            // The device reads by now, or this would not have left; the rest is taken beside it.
+            conversation.read(LENGTH)?;
+            conversation.write(last)
+        });
+        let gateway = gateway(&upstream, "65536", "");
+        let before = pipes(&gateway);
+        let mut press = Device::connect(PRESS, gateway.address());
+        let device = press.stream().try_clone().unwrap();
+        let writer = std::thread::spawn(move || {
+            // Where the answer is complete before the request is, nobody wants the rest.
+            let _ = std::io::Write::write_all(&mut { device }, &post(&body(LENGTH)));
+        });
+        wait_until("the body to be under way", || {
+            upstream.requests().len() == 1 && pipes(&gateway) > before
+        });
+        go_on.send(()).unwrap();
+        let answer = press.receive();
+        assert_eq!(answer.status(), 200, "{fields}");
+        assert!(answer.body == sent, "{fields}: not the same");
+        drop(press);
+        writer.join().unwrap();
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_late_answer_is_awaited_and_both_connections_go_on() {
+    let (go_on, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::start(move |conversation| {
+        while let Some(request) = conversation.request()? {
+            wait.lock().unwrap().recv().unwrap();
+            conversation.answer(request.body.len().to_string())?;
+        }
+        Ok(())
+    });
+    let gateway = gateway(&upstream, "65536", "");
+    let mut press = Device::connect(PRESS, gateway.address());
+    // The first body finds a new connection, the next ones a connection that has carried one.
+    for (round, length) in [5_000_000, 5_000_000, 10].into_iter().enumerate() {
+        press.send(post(&body(length)));
+        wait_until("the server to have all of it", || {
+            let requests = upstream.requests();
+            requests.len() == round + 1 && requests[round].body.len() == length
+        });
+        go_on.send(()).unwrap();
+        assert_eq!(press.receive().text(), length.to_string());
+    }
+    assert_eq!(upstream.connections(), 1);
+    gateway.stop();
+}
+
 #[test]
 fn an_answer_without_a_length_that_is_reset_where_a_buffer_ends_looks_broken_off() {
     let upstream = Upstream::start(|conversation| {

@@ -198,3 +198,80 @@ impl Splice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{Future, poll_fn},
+        io::{Read, Write},
+        net,
+        pin::pin,
+        task::Poll,
+        thread,
+    };
+
+    use monoio::{IoUringDriver, RuntimeBuilder, net::TcpStream};
+
+    use super::{
+        super::{
+            deadline::Deadlines,
+            stream::{self, SocketReader, SocketWriter},
+        },
+        *,
+    };
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A socket on this core, and its peer.
+    fn socket(deadlines: &Rc<Deadlines>) -> (SocketReader, SocketWriter, net::TcpStream) {
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let near = net::TcpStream::connect(listener.local_addr().expect("bound"));
+        let near = TcpStream::from_std(near.expect("connect")).expect("the ring takes it");
+        let (reader, writer, _) = stream::split(near, deadlines);
+        (reader, writer, listener.accept().expect("accept").0)
+    }
+
+    fn on_a_ring<F: Future>(run: F) -> F::Output {
+        let mut runtime = RuntimeBuilder::<IoUringDriver>::new().build();
+        runtime.as_mut().expect("a ring").block_on(run)
+    }
+
+    /// What lets a socket stay nonblocking once it has been one: the ring never looks at that.
+    #[test]
+    fn the_ring_waits_for_sockets_that_a_splice_was_begun_on() {
+        on_a_ring(async {
+            let deadlines = Deadlines::new();
+            let (mut reader, mut writer, mut far) = socket(&deadlines);
+            let (other, sink, _peer) = socket(&deadlines);
+            let pipes = Pipes::default();
+            for (source, sink) in [
+                (reader.share(), sink.share()),
+                (other.share(), writer.share()),
+            ] {
+                let splice = Splice::begin(&pipes, source, sink);
+                splice.expect("descriptors are left").end(&pipes);
+            }
+            let peer = thread::spawn(move || {
+                far.read_exact(&mut [0; 5]).expect("received");
+                far.write_all(b"late").expect("sent");
+                let mut rest = Vec::new();
+                far.read_to_end(&mut rest).expect("received");
+                rest.len()
+            });
+            let due = deadlines.due_in(LONG);
+            let mut receive = pin!(reader.read(Vec::with_capacity(64), 64, due));
+            let first = poll_fn(|context| Poll::Ready(receive.as_mut().poll(context)));
+            assert!(first.await.is_pending());
+            // The ring has begun the receive before the peer sees this, and sends anything.
+            let (sent, _) = writer.write_all(b"begun".to_vec(), 0, LONG).await;
+            assert!(sent.is_ok(), "{sent:?}");
+            let (received, buffer) = receive.await;
+            assert_eq!((received.ok(), &buffer[..]), (Some(4), &b"late"[..]));
+            // More than fits.
+            let (sent, _) = writer.write_all(vec![0; 50_000_000], 0, LONG).await;
+            assert!(sent.is_ok(), "{sent:?}");
+            writer.finish();
+            assert_eq!(peer.join().expect("it ended"), 50_000_000);
+        });
+    }
+}
