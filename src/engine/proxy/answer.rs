@@ -337,8 +337,7 @@ impl<'a> Answer<'a> {
             }
             if self.is_worth_a_pipe(&intake)
                 && let Some(source) = self.upstream.plain_share()
-                && let Some(splice) =
-                    Splice::begin(&self.shard.pipes, source, self.device.share())
+                && let Some(splice) = Splice::begin(&self.shard.pipes, source, self.device.share())
             {
                 self.shard.buffers.put(std::mem::take(&mut buffer));
                 if let Err(failure) = self.splice_body(splice, &mut intake).await {
