@@ -119,8 +119,8 @@ impl CoreLog {
     /// Adds a line.
     pub fn write(&mut self, entry: &Entry<'_>) {
         let room = self.buffer.capacity() - self.buffer.len();
-        if room < limits::LOG_LINE_BYTES_MAX {
-            self.flush();
+        if room < limits::LOG_LINE_BYTES_MAX && !self.hand_on() {
+            self.lose();
         }
         match self.format {
             LogFormat::Json => entry.write_json(&mut self.clock, &mut self.buffer),
@@ -129,33 +129,46 @@ impl CoreLog {
         self.lines += 1;
     }
 
-    /// Reads the clock and hands on what has been written; called once a tick.
+    /// Reads the clock and hands on what has been written; called once a tick. What the thread has no
+    /// place for waits here: a file that stands still must not cost a line while there is room.
     pub fn tick(&mut self) {
         self.clock.read();
-        self.flush();
+        self.hand_on();
     }
 
-    /// Hands what has been written on to the thread.
-    fn flush(&mut self) {
+    /// Hands what has been written on to the thread; whether it took it.
+    fn hand_on(&mut self) -> bool {
         if self.buffer.is_empty() {
-            return;
+            return true;
         }
-        let spare = lock(&self.shared.spare).pop();
-        let spare = spare.unwrap_or_else(|| Vec::with_capacity(limits::LOG_BUFFER_BYTES));
-        let full = std::mem::replace(&mut self.buffer, spare);
-        if let Err(refused) = self.sender.try_send(full) {
-            self.shared.lost.fetch_add(self.lines, Ordering::Relaxed);
-            let (mpsc::TrySendError::Full(buffer) | mpsc::TrySendError::Disconnected(buffer)) =
-                refused;
-            self.shared.put(buffer);
+        match self.sender.try_send(std::mem::take(&mut self.buffer)) {
+            Ok(()) => {
+                let spare = lock(&self.shared.spare).pop();
+                let make = || Vec::with_capacity(limits::LOG_BUFFER_BYTES);
+                self.buffer = spare.unwrap_or_else(make);
+                self.lines = 0;
+                true
+            }
+            Err(mpsc::TrySendError::Full(buffer) | mpsc::TrySendError::Disconnected(buffer)) => {
+                self.buffer = buffer;
+                false
+            }
         }
+    }
+
+    /// Gives up what has been written.
+    fn lose(&mut self) {
+        self.shared.lost.fetch_add(self.lines, Ordering::Relaxed);
+        self.buffer.clear();
         self.lines = 0;
     }
 }
 
 impl Drop for CoreLog {
     fn drop(&mut self) {
-        self.flush();
+        if !self.hand_on() {
+            self.lose();
+        }
     }
 }
 
@@ -300,5 +313,29 @@ mod tests {
         log.close();
         let text = std::fs::read_to_string(path).expect("the file");
         assert_eq!(text.lines().count(), 2_000);
+    }
+
+    #[test]
+    fn a_file_that_stands_still_costs_no_line_while_there_is_room() {
+        const TICKS: usize = 2 * limits::LOG_BUFFERS_MAX;
+        let (sender, buffers) = mpsc::sync_channel(limits::LOG_BUFFERS_MAX);
+        let shared = Arc::new(Shared::default());
+        let mut core = CoreLog {
+            shared: Arc::clone(&shared),
+            sender,
+            format: LogFormat::Json,
+            clock: Clock::now(),
+            buffer: Vec::with_capacity(limits::LOG_BUFFER_BYTES),
+            lines: 0,
+        };
+        for _ in 0..TICKS {
+            core.write(&entry());
+            core.tick();
+        }
+        let mut text: Vec<Vec<u8>> = buffers.try_iter().collect();
+        drop(core);
+        text.extend(buffers.try_iter());
+        let count = memchr::memchr_iter(b'\n', &text.concat()).count();
+        assert_eq!((count, shared.lost.load(Ordering::Relaxed)), (TICKS, 0));
     }
 }
