@@ -91,7 +91,13 @@ fn every_exchange_has_a_line_and_no_line_has_a_secret() {
 fn a_refused_request_is_its_sender_s_however_early_it_is_refused() {
     let upstream = Upstream::echo();
     let (gateway, path) = gateway(&upstream.url(), "json");
+    let long = "a".repeat(20_000);
     let refusals = [
+        (&*format!("GET /{long} HTTP/1.1\r\nHost: m2u\r\n\r\n"), 414),
+        (
+            &*format!("GET / HTTP/1.1\r\nHost: m2u\r\nX: {long}\r\n\r\n"),
+            431,
+        ),
         ("TRACE / HTTP/1.1\r\nHost: m2u\r\n\r\n", 405),
         ("GET /bad HTTP/1.1\r\nHost : m2u\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: m2u9\r\n\r\n", 404),

@@ -12,6 +12,7 @@ use super::{
     exchange,
     failure::Failure,
     flow::Tally,
+    plan,
     record::Record,
 };
 use crate::{
@@ -256,7 +257,7 @@ impl Device {
             // To be refused takes time and a descriptor as well.
             Stop::Failed(failure) => match shard.begin_refusal() {
                 Some(_refusing) => {
-                    let after = self.reject(shard, failure).await;
+                    let after = self.reject(shard, failure, false).await;
                     self.end(shard, after).await;
                     return Ending::Failed;
                 }
@@ -305,7 +306,9 @@ impl Device {
             let (after, ending) = match self.next_head(shard, &mut search).await {
                 Ok(Some(head_bytes)) => exchange::run(shard, self, head_bytes).await,
                 Ok(None) => return Pause::Sleep(search),
-                Err(Stop::Failed(failure)) => (self.reject(shard, failure).await, Ending::Failed),
+                Err(Stop::Failed(failure)) => {
+                    (self.reject(shard, failure, true).await, Ending::Failed)
+                }
                 // Another request has come, which this core no longer serves. To close over it would
                 // throw away what of the last answer has not left yet.
                 Err(Stop::Ended(Ending::Drained)) if self.watch.has_bytes() => {
@@ -416,13 +419,17 @@ impl Device {
         }
     }
 
-    /// Answers a request that could not be read, after which the connection can't go on.
-    async fn reject(&mut self, shard: &Shard, failure: Failure) -> After {
+    /// Answers a request that could not be read, after which the connection can't go on. Whether its
+    /// address is known to be the device's: it may be that of a balancer which did not say.
+    async fn reject(&mut self, shard: &Shard, failure: Failure, is_known: bool) -> After {
         shard.metrics.count_failure(failure as usize);
         if let Some(record) = Record::begin(shard) {
             let tally = Tally::default();
             tally.note_refusal(failure);
-            record.end(shard, self.source, None, None, &tally);
+            let snapshot = is_known.then(|| shard.snapshot());
+            let sender = snapshot.as_ref();
+            let sender = sender.and_then(|snapshot| plan::sender(snapshot, self));
+            record.end(shard, self.source, sender, None, &tally);
         }
         self.refuse(shard, failure, false, Persist::Close).await
     }
