@@ -238,6 +238,29 @@ fn an_early_answer_larger_than_all_buffers_arrives_whole_while_the_upload_is_mov
 }
 
 #[test]
+fn an_upload_that_begins_to_trickle_gives_its_pipe_back() {
+    let upstream = Upstream::start(|conversation| {
+        let request = conversation.request()?.expect("a request");
+        conversation.answer(request.body.len().to_string())
+    });
+    let gateway = gateway(&upstream, "65536", "");
+    let before = pipes(&gateway);
+    let mut press = Device::connect(PRESS, gateway.address());
+    let request = post(&body(1_000_000));
+    let mut sent = 500_000;
+    press.send(&request[..sent]);
+    wait_until("the body to be moved", || pipes(&gateway) > before);
+    wait_until("the pipe to be given back", || {
+        press.send(&request[sent..=sent]);
+        sent += 1;
+        pipes(&gateway) == before
+    });
+    press.send(&request[sent..]);
+    assert_eq!(press.receive().text(), "1000000");
+    gateway.stop();
+}
+
+#[test]
 fn a_late_answer_is_awaited_and_both_connections_go_on() {
     let (go_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);

@@ -59,6 +59,10 @@ impl Upload<'_> {
                 self.shard.buffers.put(std::mem::take(&mut buffer));
                 self.splice_piece(splice, left).await;
             } else {
+                // Whoever trickles by now must not hold what others could use.
+                if let Some(splice) = splice.take() {
+                    splice.end(&self.shard.pipes);
+                }
                 buffer = self.relay_piece(buffer).await;
             }
             if self.flow.response.get() == ResponsePhase::Over {
