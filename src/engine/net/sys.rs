@@ -153,8 +153,8 @@ pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     }
 }
 
-/// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, which
-/// is what lets the ring wait for it.
+/// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, as those
+/// are that were accepted.
 ///
 /// # Errors
 /// Why there is no connection.
