@@ -210,8 +210,8 @@ pub const DNS_CONNECTION_IDLE: Duration = Duration::from_secs(5);
 pub const TLS_SESSIONS_MAX: usize = 8_192;
 /// Bytes of plaintext in one TLS record at most, as the protocol has it; rustls' fragments are as long.
 pub const TLS_RECORD_BYTES: usize = 16_384;
-/// Records that one key may seal without rustls counting them; of the 2^24 that AES-GCM allows (RFC
-/// 8446 §5.5), the other half is left for those that it counts.
+/// Records that one key may seal without rustls counting them; of the 2^24 that it
+/// allows AES-GCM (as RFC 8446 §5.5), the other half is left for those that it counts.
 pub const SEALED_RECORDS_MAX: u64 = 1 << 23;
 /// Bytes of a record's header.
 pub const TLS_HEADER_BYTES: usize = 5;

@@ -2,11 +2,13 @@
 //! would copy them twice besides.
 //!
 //! rustls does all else, and seals what it has to say itself: the handshake, alerts, new keys. Both
-//! number their records by one count, so that no two of a key share a nonce (RFC 8446 §5.3). For
-//! AES-GCM; with everything else rustls seals all. Never opens a record.
+//! number their records by one count, so that no two of a key share a nonce (RFC 8446 §5.3, RFC 5288
+//! §3), and each is sealed as the number that it is (RFC 5246 §6.2.3.3). For AES-GCM; with everything
+//! else rustls seals all. Never opens a record.
 //!
 //! Read in rustls 0.23.46, to which Cargo.toml is pinned: the sealing key that it makes last is in use
-//! from then on, and what it has to say of a new one goes out before its own first record with that.
+//! once data may be sent, and what it has to say of a new one (ChangeCipherSpec, KeyUpdate) goes out
+//! before its own first record with that.
 
 use std::{
     cell::RefCell,
@@ -35,7 +37,7 @@ const TAG_BYTES: usize = 16;
 const EXPLICIT_NONCE_BYTES: usize = 8;
 
 thread_local! {
-    /// The key that rustls took into use last on this thread: it does not say for which connection.
+    /// The key that rustls made last on this thread: it does not say for which connection.
     static NEWEST: RefCell<Option<Arc<RecordKey>>> = const { RefCell::new(None) };
 }
 
@@ -97,14 +99,15 @@ impl Sealing {
 }
 
 impl RecordKey {
-    /// The key that rustls has taken into use on this thread since the last call, if any.
+    /// The key that rustls has made on this thread since the last call, if any.
     pub fn take_newest() -> Option<Arc<Self>> {
         NEWEST.take()
     }
 
     /// Whether the next `bytes` of plaintext may be sealed here. If not, rustls must seal them: it
     /// is the first to use a key, because only with its own first record does it tell the peer that
-    /// there is a new one (RFC 8446 §4.6.3), and the last, because it sees to a new one in time (§5.5).
+    /// there is a new one (RFC 8446 §4.6.3), and the last, because it sees to a new one in time (§5.5),
+    /// or in TLS 1.2 to the connection's end.
     pub fn may_seal(&self, bytes: usize) -> bool {
         let sealed = self.sealing().sealed;
         let records = bytes.div_ceil(TLS_RECORD_BYTES) as u64;
@@ -213,6 +216,15 @@ struct Shared<A: ?Sized + 'static> {
 }
 
 impl<A: ?Sized> Shared<A> {
+    /// `None` if the AEAD has keys of another length than `algorithm`.
+    fn new(
+        algorithm: &'static aead::Algorithm,
+        inner: &'static A,
+        key_bytes: usize,
+    ) -> Option<&'static Self> {
+        (algorithm.key_len() == key_bytes).then(|| &*Box::leak(Box::new(Self { algorithm, inner })))
+    }
+
     fn share(&self, layout: Layout, key: &AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
         // For both versions: nonces are made as 1.3 makes them, by an exclusive or.
         let key = TlsRecordSealingKey::new(self.algorithm, TlsProtocolId::TLS13, key.as_ref())
@@ -303,7 +315,10 @@ pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
                     continue;
                 };
                 let inner = tls12.aead_alg;
-                let aead_alg = Box::leak(Box::new(Shared { algorithm, inner }));
+                let key_bytes = inner.key_block_shape().enc_key_len;
+                let Some(aead_alg) = Shared::new(algorithm, inner, key_bytes) else {
+                    continue;
+                };
                 SupportedCipherSuite::Tls12(Box::leak(Box::new(Tls12CipherSuite {
                     common,
                     prf_provider: tls12.prf_provider,
@@ -317,7 +332,9 @@ pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
                     continue;
                 };
                 let inner = tls13.aead_alg;
-                let aead_alg = Box::leak(Box::new(Shared { algorithm, inner }));
+                let Some(aead_alg) = Shared::new(algorithm, inner, inner.key_len()) else {
+                    continue;
+                };
                 SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
                     common,
                     hkdf_provider: tls13.hkdf_provider,
@@ -330,14 +347,13 @@ pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
     provider
 }
 
-/// The same, with a limit that leaves room for what we seal; `None` if that is all.
+/// The same, with a limit that leaves room for what we seal; `None` if nothing would be left.
 fn with_room(common: &CipherSuiteCommon) -> Option<CipherSuiteCommon> {
+    let left = common.confidentiality_limit.checked_sub(SEALED_RECORDS_MAX);
     Some(CipherSuiteCommon {
         suite: common.suite,
         hash_provider: common.hash_provider,
-        confidentiality_limit: common
-            .confidentiality_limit
-            .checked_sub(SEALED_RECORDS_MAX)?,
+        confidentiality_limit: left.filter(|left| *left > 0)?,
     })
 }
 
@@ -582,6 +598,23 @@ mod tests {
             pair.say(b"by rustls alone");
             assert_eq!(pair.opened(), b"by rustls alone");
             assert!(pair.key.is_none());
+        }
+    }
+
+    /// RSA's among them, with which no test has a certificate.
+    #[test]
+    fn the_keys_of_all_suites_with_aes_gcm_are_shared() {
+        let plain = aws_lc_rs::default_provider();
+        let shared = share_keys(plain.clone());
+        let limit = |suite: &SupportedCipherSuite| match suite {
+            SupportedCipherSuite::Tls12(tls12) => tls12.common.confidentiality_limit,
+            SupportedCipherSuite::Tls13(tls13) => tls13.common.confidentiality_limit,
+        };
+        let (before, after) = (plain.cipher_suites.iter(), shared.cipher_suites.iter());
+        for (before, after) in before.zip(after) {
+            let is_gcm = format!("{:?}", before.suite()).contains("_GCM_");
+            let taken = if is_gcm { SEALED_RECORDS_MAX } else { 0 };
+            assert_eq!(limit(after) + taken, limit(before), "{:?}", before.suite());
         }
     }
 

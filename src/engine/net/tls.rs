@@ -268,7 +268,7 @@ impl Session {
 }
 
 /// Seals `plaintext` behind the `filled` bytes of `buffer`: with `key` as long as that may be, else by
-/// rustls, which may take a new one into use.
+/// rustls, which may take a new one into use, or end a session of TLS 1.2.
 fn encrypt(
     mut traffic: WriteTraffic<'_, ClientConnectionData>,
     key: &mut Option<Arc<RecordKey>>,
