@@ -68,6 +68,22 @@ enum Progress {
 }
 
 impl Session {
+    /// Nothing has been said yet.
+    fn new(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, rustls::Error> {
+        Ok(Self {
+            connection: UnbufferedClientConnection::new(config, name)?,
+            key: None,
+            incoming: Vec::new(),
+            processed: 0,
+            is_brisk: false,
+            outgoing: Vec::new(),
+            sealed: 0,
+            spill: Vec::new(),
+            closed: false,
+            failure: None,
+        })
+    }
+
     /// Processes what is in `incoming`; decrypted bytes go to `sink` up to `sink_max` bytes and to
     /// `spill` beyond. Whoever reads gets what its sink holds, the rest waits; with a `sink_max` of 0
     /// all is processed. `plaintext` is encrypted into `outgoing` once the session is ready.
@@ -498,18 +514,7 @@ pub async fn connect(
     patience: Duration,
 ) -> Result<Stream, StreamError> {
     let (reader, writer, watch) = stream::split_standby(socket, deadlines);
-    let session = Rc::new(RefCell::new(Session {
-        connection: UnbufferedClientConnection::new(config, name)?,
-        key: None,
-        incoming: Vec::new(),
-        processed: 0,
-        is_brisk: false,
-        outgoing: Vec::new(),
-        sealed: 0,
-        spill: Vec::new(),
-        closed: false,
-        failure: None,
-    }));
+    let session = Rc::new(RefCell::new(Session::new(config, name)?));
     let mut reader = TlsReader {
         socket: reader,
         session: Rc::clone(&session),

@@ -91,19 +91,7 @@ impl Pair {
     fn new(near: &Arc<ClientConfig>, far: &Arc<ServerConfig>) -> Self {
         let name = ServerName::try_from("server.example").expect("a name");
         let mut pair = Self {
-            near: Session {
-                connection: UnbufferedClientConnection::new(Arc::clone(near), name)
-                    .expect("a client"),
-                key: None,
-                incoming: Vec::new(),
-                processed: 0,
-                is_brisk: false,
-                outgoing: Vec::new(),
-                sealed: 0,
-                spill: Vec::new(),
-                closed: false,
-                failure: None,
-            },
+            near: Session::new(Arc::clone(near), name).expect("a client"),
             far: ServerConnection::new(Arc::clone(far)).expect("a server"),
             arrived: Vec::new(),
             answered: Vec::new(),
