@@ -133,6 +133,10 @@ pub const RELAY_BYTES_DEFAULT: usize = 65_536;
 pub const RELAY_BYTES_FLOOR: usize = 4_096;
 /// Bytes of the largest relay buffer.
 pub const RELAY_BYTES_CEILING: usize = 1_048_576;
+/// Bytes of a body that come within a tick of one that is fast: its receives wait for batches.
+pub const FAST_BYTES: usize = 65_536;
+/// Bytes that a receive of a fast body waits for: of 16 KiB at a time a core would be woken eight times.
+pub const BATCH_BYTES: usize = 131_072;
 /// Spare buffers of each size that one core keeps.
 pub const SPARE_BUFFERS_MAX: usize = 256;
 /// Spare buffers of each size that one core keeps even if nothing needs them.
@@ -219,9 +223,9 @@ pub const TLS_HEADER_BYTES: usize = 5;
 pub const TLS_RECORD_OVERHEAD_BYTES: usize = 64;
 /// Bytes of the largest record on the wire (RFC 8446 §5.2), header included: room for one receive.
 pub const TLS_WIRE_RECORD_BYTES_MAX: usize = TLS_RECORD_BYTES + 256 + TLS_HEADER_BYTES;
-/// Bytes of the buffer that ciphertext is received into while the smaller one was filled: the records
-/// of a full relay buffer, and the beginning of another.
-pub const TLS_BURST_BYTES: usize = 5 * TLS_WIRE_RECORD_BYTES_MAX;
+/// Bytes of the buffer that ciphertext is received into while the smaller one was filled: a batch, and
+/// the beginning of another record.
+pub const TLS_BURST_BYTES: usize = BATCH_BYTES + TLS_WIRE_RECORD_BYTES_MAX;
 /// Bytes of a TLS buffer that an idle connection keeps: the next request allocates nothing.
 pub const TLS_PARKED_BYTES: usize = TLS_RECORD_BYTES;
 /// Bytes of handshake that one flight is given at first; grows if a chain is longer.

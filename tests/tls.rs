@@ -4,9 +4,13 @@
 
 mod common;
 
-use std::{io::Write, sync::Arc};
+use std::{
+    io::Write,
+    sync::{Arc, Mutex, mpsc},
+};
 
 use common::{
+    PATIENCE,
     certificates::{Authority, Leaf, Validity, quoted},
     device,
     gateway::{Gateway, PREAMBLE, account},
@@ -224,6 +228,53 @@ fn a_server_may_renew_the_keys_amid_bodies_both_ways() {
         let answer = device.ask([head.as_bytes(), &body].concat());
         assert_eq!(answer.status(), 200);
         assert!(answer.body == body, "it came back changed");
+    }
+    assert_eq!(upstream.connections(), 1);
+    gateway.stop();
+}
+
+#[test]
+fn a_server_that_pauses_within_a_fast_answer_keeps_nobody_waiting() {
+    const BURST: usize = 2_000_000;
+    const REST: usize = 500_000;
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let (go, waits) = mpsc::channel();
+    let waits = Mutex::new(waits);
+    // Less than a record, a few, and hardly less than what a receive waits for.
+    let pauses = [1, 50_001, 130_000];
+    let upstream =
+        Upstream::start_tls(Authority::server_config(&leaf, None), move |conversation| {
+            while conversation.request()?.is_some() {
+                let size: usize = pauses.iter().map(|pause| BURST + pause).sum();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", size + REST);
+                conversation.write(head)?;
+                for pause in pauses {
+                    conversation.write(vec![b'b'; BURST])?;
+                    conversation.write(vec![b'p'; pause])?;
+                    waits.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                }
+                conversation.write(vec![b'r'; REST])?;
+            }
+            Ok(())
+        });
+    let server = format!(
+        "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
+        upstream.address,
+        quoted(&authority.pem()),
+    );
+    let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+    let mut device = device::Device::connect("127.0.0.7", gateway.address());
+    for _ in 0..2 {
+        device.send("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        assert_eq!(device.receive_head().status(), 200);
+        for pause in pauses {
+            let piece = device.receive_bytes(BURST + pause);
+            assert!(piece[..BURST].iter().all(|byte| *byte == b'b'));
+            assert!(piece[BURST..].iter().all(|byte| *byte == b'p'));
+            go.send(()).unwrap();
+        }
+        assert_eq!(device.receive_bytes(REST), vec![b'r'; REST]);
     }
     assert_eq!(upstream.connections(), 1);
     gateway.stop();

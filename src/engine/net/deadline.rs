@@ -36,6 +36,8 @@ pub const TICK: Duration = Duration::from_millis(50);
 const STEP_MAX: Duration = TICK.saturating_mul(2);
 /// Sweeps after which an idle connection's receive is called back.
 const IDLE_SWEEPS: u8 = (limits::DORMANT_AFTER.as_millis() / TICK.as_millis()) as u8;
+/// Sweeps that find a receive waiting for a batch before it is let go.
+const BATCH_SWEEPS: u8 = 2;
 
 /// A point in a core's time, in milliseconds of which it was running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,9 +69,9 @@ struct Entry {
     mark: Mark,
     waiting: Waiting,
     cut: Cut,
-    expired: Expired,
-    /// Sweeps that found it idle, one after the other.
-    idle_sweeps: u8,
+    noted: Noted,
+    /// Sweeps that found its receive waiting, one after the other, where that counts.
+    sweeps: u8,
     read_due: Due,
     write_due: Due,
     recall: Option<Recall>,
@@ -108,8 +110,21 @@ impl Entry {
         if self.waiting != Waiting::Idle || self.recall.is_none() {
             return false;
         }
-        self.idle_sweeps = self.idle_sweeps.saturating_add(1);
-        self.idle_sweeps >= IDLE_SWEEPS
+        self.sweeps = self.sweeps.saturating_add(1);
+        self.sweeps >= IDLE_SWEEPS
+    }
+
+    /// Has a receive that two sweeps found waiting for a batch wait for it no more: what has come of it
+    /// is received at once.
+    fn let_go(&mut self) {
+        if self.noted.0 & Noted::BATCH == 0 || self.read_due == Due::NEVER {
+            return;
+        }
+        self.sweeps += 1;
+        if self.sweeps == BATCH_SWEEPS {
+            self.noted.0 &= !Noted::BATCH;
+            sys::set_low_water(self.fd, 1);
+        }
     }
 
     /// Whether the next request has come and only waits for its turn: nobody is late then, nor idle.
@@ -169,8 +184,8 @@ impl Deadlines {
             mark: Mark::default(),
             waiting: Waiting::Busy,
             cut: Cut::Orderly,
-            expired: Expired::default(),
-            idle_sweeps: 0,
+            noted: Noted::default(),
+            sweeps: 0,
             read_due: Due::NEVER,
             write_due: Due::NEVER,
             recall: None,
@@ -204,12 +219,12 @@ impl Deadlines {
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
             if entry.read_due <= now && !entry.is_called_upon() {
                 entry.read_due = Due::NEVER;
-                entry.expired.0 |= Expired::READ;
+                entry.noted.0 |= Noted::READ_EXPIRED;
                 sys::shutdown(entry.fd, Side::Read);
             }
             if entry.write_due <= now {
                 entry.write_due = Due::NEVER;
-                entry.expired.0 |= Expired::WRITE;
+                entry.noted.0 |= Noted::WRITE_EXPIRED;
                 entry.end();
             }
             if entry.tire()
@@ -219,6 +234,7 @@ impl Deadlines {
                 recalls += 1;
                 canceller.cancel();
             }
+            entry.let_go();
         }
     }
 
@@ -246,7 +262,7 @@ impl Deadlines {
             });
             if is_moved && entry.waiting == Waiting::Busy {
                 // What is under way ends under the identity it began with.
-                entry.expired.0 |= Expired::MOVED;
+                entry.noted.0 |= Noted::MOVED;
             } else if is_moved && !entry.is_called_upon() {
                 sys::shutdown(entry.fd, Side::Read);
             }
@@ -263,15 +279,19 @@ impl Deadlines {
     }
 }
 
-/// What the sweep has ended; flags of their own would make every entry larger.
+/// What is to be remembered of a socket; flags of their own would make every entry larger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Expired(u8);
+struct Noted(u8);
 
-impl Expired {
-    const READ: u8 = 1;
-    const WRITE: u8 = 2;
-    /// Neither yet, but the next wait for a request: its speaker is another device now.
+impl Noted {
+    /// The sweep ended its receive.
+    const READ_EXPIRED: u8 = 1;
+    /// The sweep ended its send.
+    const WRITE_EXPIRED: u8 = 2;
+    /// The next wait for a request ends at once: its speaker is another device now.
     const MOVED: u8 = 4;
+    /// Its receives wait for a batch.
+    const BATCH: u8 = 8;
 }
 
 /// The address that speaks through a socket. IPv6 ones stand in a list beside, so that a million
@@ -308,13 +328,31 @@ impl Watch {
             entry.speaker = speaker;
             entry.scope = scope;
             entry.mark = mark;
-            entry.expired.0 &= !Expired::MOVED;
+            entry.noted.0 &= !Noted::MOVED;
         });
     }
 
     /// From now on a receive is overdue at `due`.
     pub fn set_read(&self, due: Due) {
-        self.with(|entry| entry.read_due = due);
+        self.with(|entry| {
+            entry.read_due = due;
+            entry.sweeps = 0;
+        });
+    }
+
+    /// From now on receives wait until `bytes` have come, or the stream has ended, or two sweeps have
+    /// found one waiting, which sets them back to 1. More must be sure to come.
+    pub fn set_batch(&self, bytes: usize) {
+        sys::set_low_water(self.fd, bytes);
+        self.with(|entry| match bytes > 1 {
+            true => entry.noted.0 |= Noted::BATCH,
+            false => entry.noted.0 &= !Noted::BATCH,
+        });
+    }
+
+    /// Whether receives wait for more than a byte.
+    pub fn waits_for_batch(&self) -> bool {
+        self.with(|entry| entry.noted.0 & Noted::BATCH != 0)
     }
 
     /// From now on a send is overdue at `due`.
@@ -334,12 +372,12 @@ impl Watch {
     /// [`limits::DORMANT_AFTER`]. The deadline stands until it is taken back.
     pub fn set_idle_until_recalled(&self, due: Due) -> CancelHandle {
         self.with(|entry| {
-            entry.read_due = match entry.expired.0 & Expired::MOVED {
+            entry.read_due = match entry.noted.0 & Noted::MOVED {
                 0 => due,
                 _ => Due(0),
             };
             entry.waiting = Waiting::Idle;
-            entry.idle_sweeps = 0;
+            entry.sweeps = 0;
             // What called one receive back serves no other.
             entry.recall.get_or_insert_default().0.handle()
         })
@@ -365,12 +403,12 @@ impl Watch {
 
     /// Whether the sweep ended a receive.
     pub fn read_expired(&self) -> bool {
-        self.with(|entry| entry.expired.0 & Expired::READ != 0)
+        self.with(|entry| entry.noted.0 & Noted::READ_EXPIRED != 0)
     }
 
     /// Whether the sweep ended a send.
     pub fn write_expired(&self) -> bool {
-        self.with(|entry| entry.expired.0 & Expired::WRITE != 0)
+        self.with(|entry| entry.noted.0 & Noted::WRITE_EXPIRED != 0)
     }
 
     /// Whether nothing has arrived that no receive was posted for; a system call.

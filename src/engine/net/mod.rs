@@ -2,6 +2,7 @@
 
 pub mod deadline;
 pub mod listener;
+pub mod pace;
 pub mod pipe;
 pub mod seal;
 pub mod standby;

@@ -153,6 +153,17 @@ pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     }
 }
 
+/// Says how many bytes must have come before a socket counts as readable (`SO_RCVLOWAT`, socket(7)); a
+/// stream that has ended always does. A wait that is under way goes by the new number at once. Where it
+/// fails, the socket is one that has ended.
+pub fn set_low_water(fd: RawFd, bytes: usize) {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVLOWAT);
+    // SAFETY: the number lives on our stack for the whole call, and its length is given.
+    unsafe { libc::setsockopt(fd, level, option, (&raw const bytes).cast(), length) };
+}
+
 /// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, as those
 /// are that were accepted.
 ///

@@ -380,6 +380,8 @@ impl TlsReader {
         if self.socket.is_posted() {
             return;
         }
+        let waits = self.socket.watch().waits_for_batch();
+        debug_assert!(!waits, "nothing is sure to come");
         let session = &mut *self.session.borrow_mut();
         if session.outgoing.capacity() > TLS_PARKED_BYTES && session.sealed == 0 {
             session.outgoing = Vec::new();

@@ -23,6 +23,7 @@ use crate::{
         },
         net::{
             deadline::{Cut, Watch},
+            pace::Pace,
             pipe::Splice,
             stream::{Reader, SocketWriter, StreamError},
             sys::Side,
@@ -69,6 +70,8 @@ pub struct Answer<'a> {
     received: Vec<u8>,
     /// Bytes that the last receive brought.
     last: usize,
+    /// How fast the body comes, where it is received and not moved.
+    pace: Pace,
     /// What the interim answers so far leave of the server's connection.
     interim_persist: Persist,
 }
@@ -127,6 +130,7 @@ impl<'a> Answer<'a> {
             upstream_watch,
             received,
             last: 0,
+            pace: Pace::default(),
             interim_persist: Persist::Keep,
         }
     }
@@ -453,6 +457,8 @@ impl<'a> Answer<'a> {
         let Ok(piece) = intake.take(&mut buffer, RESERVE) else {
             return (None, buffer);
         };
+        self.pace
+            .note(self.upstream_watch, self.last, intake.length_left());
         let has_leftover = piece.end < buffer.len();
         let begin = relay::frame(&mut buffer, piece.payload, delivered, intake.is_done());
         (
