@@ -40,7 +40,7 @@ use crate::{
     },
     engine::{
         Engine, EngineError, EngineSettings, StartError,
-        net::{seal, sys},
+        net::{suites, sys},
     },
     limits,
     observe::{access_log::Log, say::say},
@@ -174,7 +174,7 @@ struct Started {
 
 impl Gateway {
     async fn start(settings: &Settings, arguments: ConfigArguments) -> Result<Self, Fault> {
-        let mut assembly = Assembly::offering(seal::share_keys(trust::provider()));
+        let mut assembly = Assembly::offering(suites::share_keys(trust::provider()));
         assembly.adopt(settings).map_err(Fault::Settings)?;
         let mut resolver = Resolver::new(settings.tuning.nameserver);
         resolver.follow(assembly.names());

@@ -22,8 +22,9 @@ use m2u::{
     engine::{
         net::{
             deadline::{Deadlines, Due},
-            seal::share_keys,
-            stream, tls,
+            stream,
+            suites::share_keys,
+            tls,
         },
         worker,
     },

@@ -2,11 +2,13 @@
 
 pub mod deadline;
 pub mod listener;
+pub mod open;
 pub mod pace;
 pub mod pipe;
 pub mod seal;
 pub mod standby;
 pub mod stream;
+pub mod suites;
 pub mod sys;
 pub mod tick;
 pub mod tls;

@@ -1,10 +1,9 @@
 //! Application data sealed straight into the buffer that is sent, in one pass over the bytes: rustls
 //! would copy them twice besides.
 //!
-//! rustls does all else, and seals what it has to say itself: the handshake, alerts, new keys. Both
-//! number their records by one count, so that no two of a key share a nonce (RFC 8446 §5.3, RFC 5288
-//! §3), and each is sealed as the number that it is (RFC 5246 §6.2.3.3). For AES-GCM; with everything
-//! else rustls seals all. Never opens a record.
+//! rustls seals what it has to say itself: the handshake, alerts, new keys. Both number their records
+//! by one count, so that no two of a key share a nonce (RFC 8446 §5.3, RFC 5288 §3), and each is sealed
+//! as the number that it is (RFC 5246 §6.2.3.3). Never opens a record.
 //!
 //! Read in rustls 0.23.46, to which Cargo.toml is pinned: the sealing key that it makes last is in use
 //! once data may be sent, and what it has to say of a new one (ChangeCipherSpec, KeyUpdate) goes out
@@ -17,69 +16,28 @@ use std::{
 
 use aws_lc_rs::aead::{self, Aad, TlsProtocolId, TlsRecordSealingKey};
 use rustls::{
-    CipherSuite, CipherSuiteCommon, ConnectionTrafficSecrets, ContentType, Error, ProtocolVersion,
-    SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite,
-    crypto::{
-        CryptoProvider,
-        cipher::{
-            AeadKey, Iv, KeyBlockShape, MessageDecrypter, MessageEncrypter, Nonce,
-            OutboundOpaqueMessage, OutboundPlainMessage, PrefixedPayload, Tls12AeadAlgorithm,
-            Tls13AeadAlgorithm, UnsupportedOperationError, make_tls12_aad, make_tls13_aad,
-        },
+    ContentType, Error, ProtocolVersion,
+    crypto::cipher::{
+        AeadKey, Iv, MessageEncrypter, Nonce, OutboundOpaqueMessage, OutboundPlainMessage,
+        PrefixedPayload, make_tls12_aad, make_tls13_aad,
     },
 };
 
+use super::suites::Layout;
 use crate::limits::{SEALED_RECORDS_MAX, TLS_HEADER_BYTES, TLS_RECORD_BYTES};
-
-/// Bytes of the tag that ends a record.
-const TAG_BYTES: usize = 16;
-/// Bytes of a nonce that a record of TLS 1.2 tells: the other four never change.
-const EXPLICIT_NONCE_BYTES: usize = 8;
 
 thread_local! {
     /// The key that rustls made last on this thread: it does not say for which connection.
-    static NEWEST: RefCell<Option<Arc<RecordKey>>> = const { RefCell::new(None) };
+    static NEWEST: RefCell<Option<Arc<SealingKey>>> = const { RefCell::new(None) };
 }
 
 /// The key of one direction of one connection, and how many records it has sealed.
 ///
 /// One core has it to itself; the lock is there because rustls lets its connections change threads.
-pub struct RecordKey {
+pub struct SealingKey {
     layout: Layout,
     iv: Iv,
     sealing: Mutex<Sealing>,
-}
-
-/// What a version of TLS puts around the ciphertext.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    /// The nonce's explicit part before it, the tag behind it (RFC 5288 §3).
-    Tls12,
-    /// The record's type, sealed as well, and the tag behind it (RFC 8446 §5.2).
-    Tls13,
-}
-
-impl Layout {
-    /// Bytes before the ciphertext, header aside.
-    fn before(self) -> usize {
-        match self {
-            Self::Tls12 => EXPLICIT_NONCE_BYTES,
-            Self::Tls13 => 0,
-        }
-    }
-
-    /// Bytes behind it.
-    fn behind(self) -> usize {
-        match self {
-            Self::Tls12 => TAG_BYTES,
-            Self::Tls13 => 1 + TAG_BYTES,
-        }
-    }
-
-    /// Bytes that a record has beside its plaintext.
-    fn overhead(self) -> usize {
-        TLS_HEADER_BYTES + self.before() + self.behind()
-    }
 }
 
 struct Sealing {
@@ -98,7 +56,27 @@ impl Sealing {
     }
 }
 
-impl RecordKey {
+impl SealingKey {
+    /// A key of an AEAD that has keys of this length, shared with rustls' half of it.
+    pub fn share(
+        algorithm: &'static aead::Algorithm,
+        layout: Layout,
+        key: &AeadKey,
+        iv: Iv,
+    ) -> Box<dyn MessageEncrypter> {
+        // For both versions: nonces are made as 1.3 makes them, by an exclusive or.
+        let key = TlsRecordSealingKey::new(algorithm, TlsProtocolId::TLS13, key.as_ref())
+            .expect("a key of the length that was asked for");
+        let sealing = Mutex::new(Sealing { key, sealed: 0 });
+        let key = Arc::new(Self {
+            layout,
+            iv,
+            sealing,
+        });
+        NEWEST.set(Some(Arc::clone(&key)));
+        Box::new(Encrypter(key))
+    }
+
     /// The key that rustls has made on this thread since the last call, if any.
     pub fn take_newest() -> Option<Arc<Self>> {
         NEWEST.take()
@@ -160,7 +138,7 @@ impl RecordKey {
 }
 
 /// rustls' share of a key.
-struct Encrypter(Arc<RecordKey>);
+struct Encrypter(Arc<SealingKey>);
 
 impl MessageEncrypter for Encrypter {
     fn encrypt(
@@ -168,7 +146,7 @@ impl MessageEncrypter for Encrypter {
         message: OutboundPlainMessage<'_>,
         _number: u64,
     ) -> Result<OutboundOpaqueMessage, Error> {
-        let RecordKey { layout, iv, .. } = &*self.0;
+        let SealingKey { layout, iv, .. } = &*self.0;
         let length = self.encrypted_payload_len(message.payload.len());
         let mut payload = PrefixedPayload::with_capacity(length);
         let mut sealing = self.0.sealing();
@@ -181,7 +159,7 @@ impl MessageEncrypter for Encrypter {
             Layout::Tls12 => {
                 let (kind, version) = (message.typ, message.version);
                 let aad = Aad::from(make_tls12_aad(number, kind, version, message.payload.len()));
-                let sealed = &mut payload.as_mut()[EXPLICIT_NONCE_BYTES..];
+                let sealed = &mut payload.as_mut()[layout.before()..];
                 (
                     key.seal_in_place_separate_tag(nonce, aad, sealed),
                     kind,
@@ -209,173 +187,25 @@ fn explicit(nonce: &Nonce, layout: Layout) -> &[u8] {
     &nonce.0[nonce.0.len() - layout.before()..]
 }
 
-/// An AEAD of rustls whose sealing keys we share.
-struct Shared<A: ?Sized + 'static> {
-    algorithm: &'static aead::Algorithm,
-    inner: &'static A,
-}
-
-impl<A: ?Sized> Shared<A> {
-    /// `None` if the AEAD has keys of another length than `algorithm`.
-    fn new(
-        algorithm: &'static aead::Algorithm,
-        inner: &'static A,
-        key_bytes: usize,
-    ) -> Option<&'static Self> {
-        (algorithm.key_len() == key_bytes).then(|| &*Box::leak(Box::new(Self { algorithm, inner })))
-    }
-
-    fn share(&self, layout: Layout, key: &AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        // For both versions: nonces are made as 1.3 makes them, by an exclusive or.
-        let key = TlsRecordSealingKey::new(self.algorithm, TlsProtocolId::TLS13, key.as_ref())
-            .expect("a key of the length that was asked for");
-        let sealing = Mutex::new(Sealing { key, sealed: 0 });
-        let key = Arc::new(RecordKey {
-            layout,
-            iv,
-            sealing,
-        });
-        NEWEST.set(Some(Arc::clone(&key)));
-        Box::new(Encrypter(key))
-    }
-}
-
-impl Tls12AeadAlgorithm for Shared<dyn Tls12AeadAlgorithm> {
-    fn encrypter(&self, key: AeadKey, salt: &[u8], first: &[u8]) -> Box<dyn MessageEncrypter> {
-        let mut iv = [0; 12];
-        iv[..salt.len()].copy_from_slice(salt);
-        iv[salt.len()..].copy_from_slice(first);
-        self.share(Layout::Tls12, &key, Iv::new(iv))
-    }
-
-    fn decrypter(&self, key: AeadKey, iv: &[u8]) -> Box<dyn MessageDecrypter> {
-        self.inner.decrypter(key, iv)
-    }
-
-    fn key_block_shape(&self) -> KeyBlockShape {
-        self.inner.key_block_shape()
-    }
-
-    fn extract_keys(
-        &self,
-        key: AeadKey,
-        iv: &[u8],
-        explicit: &[u8],
-    ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
-        self.inner.extract_keys(key, iv, explicit)
-    }
-
-    fn fips(&self) -> bool {
-        false
-    }
-}
-
-impl Tls13AeadAlgorithm for Shared<dyn Tls13AeadAlgorithm> {
-    fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        self.share(Layout::Tls13, &key, iv)
-    }
-
-    fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
-        self.inner.decrypter(key, iv)
-    }
-
-    fn key_len(&self) -> usize {
-        self.inner.key_len()
-    }
-
-    fn extract_keys(
-        &self,
-        key: AeadKey,
-        iv: Iv,
-    ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
-        self.inner.extract_keys(key, iv)
-    }
-
-    fn fips(&self) -> bool {
-        false
-    }
-}
-
-/// The same provider, with sealing keys that are shared where that is worth it. Made once a process:
-/// rustls wants suites that live for ever.
-pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
-    for suite in &mut provider.cipher_suites {
-        let algorithm = match suite.suite() {
-            CipherSuite::TLS13_AES_128_GCM_SHA256
-            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
-            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => &aead::AES_128_GCM,
-            CipherSuite::TLS13_AES_256_GCM_SHA384
-            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
-            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => &aead::AES_256_GCM,
-            _ => continue,
-        };
-        *suite = match suite {
-            SupportedCipherSuite::Tls12(tls12) => {
-                let Some(common) = with_room(&tls12.common) else {
-                    continue;
-                };
-                let inner = tls12.aead_alg;
-                let key_bytes = inner.key_block_shape().enc_key_len;
-                let Some(aead_alg) = Shared::new(algorithm, inner, key_bytes) else {
-                    continue;
-                };
-                SupportedCipherSuite::Tls12(Box::leak(Box::new(Tls12CipherSuite {
-                    common,
-                    prf_provider: tls12.prf_provider,
-                    kx: tls12.kx,
-                    sign: tls12.sign,
-                    aead_alg,
-                })))
-            }
-            SupportedCipherSuite::Tls13(tls13) => {
-                let Some(common) = with_room(&tls13.common) else {
-                    continue;
-                };
-                let inner = tls13.aead_alg;
-                let Some(aead_alg) = Shared::new(algorithm, inner, inner.key_len()) else {
-                    continue;
-                };
-                SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
-                    common,
-                    hkdf_provider: tls13.hkdf_provider,
-                    aead_alg,
-                    quic: None,
-                })))
-            }
-        };
-    }
-    provider
-}
-
-/// The same, with a limit that leaves room for what we seal; `None` if nothing would be left.
-fn with_room(common: &CipherSuiteCommon) -> Option<CipherSuiteCommon> {
-    let left = common.confidentiality_limit.checked_sub(SEALED_RECORDS_MAX);
-    Some(CipherSuiteCommon {
-        suite: common.suite,
-        hash_provider: common.hash_provider,
-        confidentiality_limit: left.filter(|left| *left > 0)?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
 
     use rustls::{
-        ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
-        SupportedProtocolVersion,
+        CipherSuite, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
+        SupportedCipherSuite, SupportedProtocolVersion,
         crypto::aws_lc_rs,
         version::{TLS12, TLS13},
     };
     use rustls_pki_types::{PrivatePkcs8KeyDer, ServerName};
 
-    use super::*;
+    use super::{super::suites::share_keys, *};
 
     /// A client that shares its keys, and its server; what crosses between them is at hand.
     struct Pair {
         near: ClientConnection,
         far: ServerConnection,
-        key: Option<Arc<RecordKey>>,
+        key: Option<Arc<SealingKey>>,
         /// What the server has opened and nobody has asked for yet.
         opened: Vec<u8>,
     }
@@ -407,7 +237,7 @@ mod tests {
                 .with_single_cert(vec![cert.der().clone()], key.into())
                 .expect("a certificate and its key");
             let name = ServerName::try_from("server.example").expect("a name");
-            RecordKey::take_newest();
+            SealingKey::take_newest();
             let mut pair = Self {
                 near: ClientConnection::new(Arc::new(config), name).expect("a client"),
                 far: ServerConnection::new(Arc::new(server)).expect("a server"),
@@ -444,7 +274,7 @@ mod tests {
             self.far.write_tls(&mut wire).expect("memory");
             self.near.read_tls(&mut &*wire).expect("memory");
             self.near.process_new_packets().expect("records that open");
-            if let Some(newest) = RecordKey::take_newest() {
+            if let Some(newest) = SealingKey::take_newest() {
                 self.key = Some(newest);
             }
         }
@@ -599,33 +429,5 @@ mod tests {
             assert_eq!(pair.opened(), b"by rustls alone");
             assert!(pair.key.is_none());
         }
-    }
-
-    /// RSA's among them, with which no test has a certificate.
-    #[test]
-    fn the_keys_of_all_suites_with_aes_gcm_are_shared() {
-        let plain = aws_lc_rs::default_provider();
-        let shared = share_keys(plain.clone());
-        let limit = |suite: &SupportedCipherSuite| match suite {
-            SupportedCipherSuite::Tls12(tls12) => tls12.common.confidentiality_limit,
-            SupportedCipherSuite::Tls13(tls13) => tls13.common.confidentiality_limit,
-        };
-        let (before, after) = (plain.cipher_suites.iter(), shared.cipher_suites.iter());
-        for (before, after) in before.zip(after) {
-            let is_gcm = format!("{:?}", before.suite()).contains("_GCM_");
-            let taken = if is_gcm { SEALED_RECORDS_MAX } else { 0 };
-            assert_eq!(limit(after) + taken, limit(before), "{:?}", before.suite());
-        }
-    }
-
-    #[test]
-    fn as_much_is_offered_as_before_and_in_the_same_order() {
-        let plain = aws_lc_rs::default_provider();
-        let names = |provider: &CryptoProvider| -> Vec<_> {
-            let suites = provider.cipher_suites.iter();
-            suites.map(SupportedCipherSuite::suite).collect()
-        };
-        let before = names(&plain);
-        assert_eq!(names(&share_keys(plain)), before);
     }
 }

@@ -16,7 +16,8 @@ use rustls_pki_types::ServerName;
 
 use super::{
     deadline::{Deadlines, Due},
-    seal::RecordKey,
+    open::OpeningKey,
+    seal::SealingKey,
     standby::StandbyReader,
     stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
@@ -29,7 +30,11 @@ use crate::limits::{
 struct Session {
     connection: UnbufferedClientConnection,
     /// The key of what is sent, where it is shared with us.
-    key: Option<Arc<RecordKey>>,
+    sealing: Option<Arc<SealingKey>>,
+    /// The key of what is received, likewise.
+    opening: Option<Arc<OpeningKey>>,
+    /// Whether rustls has had its say: data may flow, and nothing else is under way.
+    is_settled: bool,
     /// Ciphertext received; empty while the reader lends it out, and once all is processed.
     incoming: Vec<u8>,
     /// Bytes of it that have been processed.
@@ -72,7 +77,9 @@ impl Session {
     fn new(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, rustls::Error> {
         Ok(Self {
             connection: UnbufferedClientConnection::new(config, name)?,
-            key: None,
+            sealing: None,
+            opening: None,
+            is_settled: false,
             incoming: Vec::new(),
             processed: 0,
             is_brisk: false,
@@ -100,7 +107,8 @@ impl Session {
             return Err(failure.clone());
         }
         // Whatever another connection left, which a fault of ours ended half-way, is no key of this one.
-        RecordKey::take_newest();
+        SealingKey::take_newest();
+        OpeningKey::take_newest();
         let progress = self.process(sink, sink_max, plaintext);
         if let Err(failure) = &progress {
             self.failure = Some(failure.clone());
@@ -115,15 +123,20 @@ impl Session {
         plaintext: &[u8],
     ) -> Result<Progress, rustls::Error> {
         let progress = loop {
+            self.open_data(sink, sink_max);
             if sink_max > 0 && self.is_enough(sink.len(), sink_max) {
                 break Progress::Ready;
             }
             let UnbufferedStatus { discard, state, .. } = self
                 .connection
                 .process_tls_records(&mut self.incoming[self.processed..]);
-            if let Some(key) = RecordKey::take_newest() {
-                self.key = Some(key);
+            if let Some(key) = SealingKey::take_newest() {
+                self.sealing = Some(key);
             }
+            if let Some(key) = OpeningKey::take_newest() {
+                self.opening = Some(key);
+            }
+            self.is_settled = matches!(state, Ok(ConnectionState::WriteTraffic(_)));
             let step = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
@@ -156,7 +169,7 @@ impl Session {
                 Ok(ConnectionState::WriteTraffic(traffic)) => {
                     if !plaintext.is_empty() {
                         let (buffer, filled) = (&mut self.outgoing, &mut self.sealed);
-                        encrypt(traffic, &mut self.key, plaintext, buffer, filled)?;
+                        encrypt(traffic, &mut self.sealing, plaintext, buffer, filled)?;
                     }
                     Some(Progress::Ready)
                 }
@@ -186,6 +199,21 @@ impl Session {
             self.processed = 0;
         }
         Ok(progress)
+    }
+
+    /// Opens records of data straight into `sink`, as many as it has room for. What follows the first
+    /// that is anything else waits for rustls, as all does while rustls has anything to say.
+    fn open_data(&mut self, sink: &mut Vec<u8>, sink_max: usize) {
+        let Some(key) = &self.opening else { return };
+        if !self.is_settled || self.closed || !self.spill.is_empty() || !key.may_open() {
+            return;
+        }
+        while let Some(payload) = self.next_record()
+            && let Some(record) = self.incoming[self.processed..].get(..TLS_HEADER_BYTES + payload)
+            && key.open(record, sink, sink_max.saturating_sub(sink.len()))
+        {
+            self.processed += record.len();
+        }
     }
 
     /// Whether a sink that holds `length` of `sink_max` bytes should be handed out before the next
@@ -287,7 +315,7 @@ impl Session {
 /// rustls, which may take a new one into use, or end a session of TLS 1.2.
 fn encrypt(
     mut traffic: WriteTraffic<'_, ClientConnectionData>,
-    key: &mut Option<Arc<RecordKey>>,
+    key: &mut Option<Arc<SealingKey>>,
     plaintext: &[u8],
     buffer: &mut Vec<u8>,
     filled: &mut usize,
@@ -309,7 +337,7 @@ fn encrypt(
                 EncryptError::EncryptExhausted => None,
             })
     })?;
-    if let Some(newest) = RecordKey::take_newest() {
+    if let Some(newest) = SealingKey::take_newest() {
         *key = Some(newest);
     }
     Ok(())

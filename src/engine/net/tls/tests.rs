@@ -13,7 +13,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use super::{super::seal::share_keys, *};
+use super::{super::suites::share_keys, *};
 use crate::limits::SEALED_RECORDS_MAX;
 
 /// A server's certificate, the configurations of both ends, and what they are to do.
@@ -105,23 +105,23 @@ impl Pair {
 
     fn write(&mut self, text: &[u8]) -> Progress {
         let progress = self.near.advance(&mut Vec::new(), 0, text);
-        assert!(RecordKey::take_newest().is_none(), "a key is left behind");
+        assert!(SealingKey::take_newest().is_none(), "a key is left behind");
         self.answered.append(&mut self.near.spill);
         progress.expect("a session")
     }
 
     /// Has rustls seal `text`, as it does when a key of ours has sealed enough.
     fn say(&mut self, text: &[u8]) {
-        let key = self.near.key.take();
+        let key = self.near.sealing.take();
         self.write(text);
-        self.near.key = self.near.key.take().or(key);
+        self.near.sealing = self.near.sealing.take().or(key);
     }
 
     fn read(&mut self, room: usize) {
         let mut sink = Vec::new();
         self.answered.append(&mut self.near.spill);
         self.near.advance(&mut sink, room, &[]).expect("a session");
-        assert!(RecordKey::take_newest().is_none(), "a key is left behind");
+        assert!(SealingKey::take_newest().is_none(), "a key is left behind");
         self.answered.append(&mut sink);
         self.answered.append(&mut self.near.spill);
     }
@@ -152,7 +152,10 @@ impl Pair {
 
     /// Whether what is sent next is sealed beside rustls.
     fn seals(&self) -> bool {
-        self.near.key.as_ref().is_some_and(|key| key.may_seal(1))
+        self.near
+            .sealing
+            .as_ref()
+            .is_some_and(|key| key.may_seal(1))
     }
 }
 
@@ -239,15 +242,18 @@ fn a_key_that_rustls_renews_of_itself_is_taken_over() {
     let setup = setup(offered(4), false);
     let mut pair = Pair::new(&Arc::new(setup.near), &Arc::new(setup.far));
     pair.write(b"a");
-    let before = pair.near.key.clone().expect("a key");
+    let before = pair.near.sealing.clone().expect("a key");
     for text in [b"b", b"c", b"d"] {
-        assert!(Arc::ptr_eq(&before, pair.near.key.as_ref().expect("a key")));
+        assert!(Arc::ptr_eq(
+            &before,
+            pair.near.sealing.as_ref().expect("a key")
+        ));
         pair.write(b"-");
         pair.say(text);
     }
     assert!(!Arc::ptr_eq(
         &before,
-        pair.near.key.as_ref().expect("a key")
+        pair.near.sealing.as_ref().expect("a key")
     ));
     assert!(pair.seals(), "rustls has told the server");
     pair.write(b"e");
