@@ -1,4 +1,5 @@
-//! Hosts where io_uring is missing, forbidden or old: m2u says which and what to do, or makes do.
+//! Hosts where io_uring is missing, forbidden or old, or a core's timer is: m2u says which and what
+//! to do, or makes do.
 //!
 //! strace answers the system call in the kernel's place.
 
@@ -42,14 +43,14 @@ impl Drop for Traced {
     }
 }
 
-/// m2u under strace, with `io_uring_setup` failing as `inject` says.
+/// m2u under strace, with a system call failing as `inject` says.
 fn injected(inject: &str, folder: &std::path::Path, config: &str) -> Command {
     let path = folder.join("m2u.toml");
     fs::write(&path, config).unwrap();
     let mut command = Command::new(program("strace"));
     command
         .args(["--quiet=all", "--follow-forks", "--output", "/dev/null"])
-        .arg(format!("--inject=io_uring_setup:{inject}"))
+        .arg(format!("--inject={inject}"))
         .arg(env!("CARGO_BIN_EXE_m2u"))
         .args(["run", "--config"])
         .arg(path)
@@ -66,16 +67,36 @@ fn without_io_uring_the_start_is_refused_with_the_remedy() {
         ("ENOMEM", "LimitMEMLOCK"),
         ("EMFILE", "LimitNOFILE"),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let done = injected(&format!("error={error}"), folder.path(), &config)
-            .output()
-            .unwrap();
-        let said = String::from_utf8(done.stderr).unwrap();
-        assert_eq!(done.status.code(), Some(1), "{error}: {said}");
+        let said = refused(&format!("io_uring_setup:error={error}"), &config);
         assert!(said.contains("io_uring can't be used"), "{error}: {said}");
         assert!(said.contains(remedy), "{error}: {said}");
-        assert!(!said.contains("ready"), "{error}: {said}");
     }
+}
+
+#[test]
+fn a_timer_that_cannot_be_made_is_told_as_that() {
+    let config = format!("{PREAMBLE}{}", acme("http://127.0.0.1:1"));
+    for (inject, remedy) in [
+        ("timerfd_create:error=EMFILE", "LimitNOFILE"),
+        ("timerfd_create:error=ENOMEM", "memory"),
+        ("timerfd_create:error=EPERM", "allows timerfd_create"),
+        ("timerfd_settime:error=ENOSYS", "timerfd_settime"),
+    ] {
+        let said = refused(inject, &config);
+        assert!(said.contains("timer can't be made"), "{inject}: {said}");
+        assert!(said.contains(remedy), "{inject}: {said}");
+        assert!(!said.contains("io_uring"), "{inject}: {said}");
+    }
+}
+
+/// What m2u says when it does not start.
+fn refused(inject: &str, config: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let done = injected(inject, folder.path(), config).output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{inject}: {said}");
+    assert!(!said.contains("ready"), "{inject}: {said}");
+    said
 }
 
 #[test]
@@ -85,7 +106,7 @@ fn an_older_kernel_is_asked_for_less() {
     // The flags of 6.1 are not known, then those of 5.19 are not either.
     for refusals in ["when=1", "when=1..2"] {
         let folder = tempfile::tempdir().unwrap();
-        let inject = format!("error=EINVAL:{refusals}");
+        let inject = format!("io_uring_setup:error=EINVAL:{refusals}");
         // One core: strace counts calls for each thread by itself, and for the process at times.
         let child = injected(&inject, folder.path(), &config)
             .args(["--cores", &first_core().to_string()])

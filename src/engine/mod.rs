@@ -70,6 +70,8 @@ pub enum StartError {
     Listen(SocketAddr, io::Error),
     /// io_uring is missing, forbidden or limited.
     Ring(io::Error),
+    /// A core's timer could not be made.
+    Timer(io::Error),
     /// A thread could not be started.
     Thread(io::Error),
 }
@@ -110,7 +112,7 @@ impl Engine {
         for _ in 0..engine.workers.len() {
             match reports.recv() {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(engine.give_up(StartError::Ring(error))),
+                Ok(Err(error)) => return Err(engine.give_up(error)),
                 Err(_) => {
                     let error = io::Error::other("a worker ended before it served");
                     return Err(engine.give_up(StartError::Thread(error)));
@@ -187,7 +189,7 @@ fn worker(
     (admission, metrics): (Arc<Admission>, Arc<CoreMetrics>),
     publisher: &Publisher,
     doors: Vec<Door>,
-    ready: &mpsc::Sender<io::Result<()>>,
+    ready: &mpsc::Sender<Result<(), StartError>>,
 ) -> io::Result<JoinHandle<()>> {
     let EngineSettings {
         timeouts,
@@ -291,6 +293,10 @@ impl fmt::Display for StartError {
             Self::Ring(error) => {
                 write!(f, "io_uring can't be used: {error}; {}", ring_remedy(error))
             }
+            Self::Timer(error) => {
+                let remedy = timer_remedy(error);
+                write!(f, "a core's timer can't be made: {error}; {remedy}")
+            }
         }
     }
 }
@@ -304,6 +310,7 @@ fn listen_remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
         }
+        _ if is_short_of_files(error) => FILES_REMEDY,
         _ => "check `listen`",
     }
 }
@@ -324,11 +331,26 @@ fn ring_remedy(error: &io::Error) -> &'static str {
             "the limit of locked memory is too low: raise it (ulimit -l, or LimitMEMLOCK= of the \
              service), or lower --ring-entries"
         }
-        Some(libc::EMFILE | libc::ENFILE) => {
-            "too many files are open: raise the limit (ulimit -n, or LimitNOFILE=)"
-        }
+        _ if is_short_of_files(error) => FILES_REMEDY,
         _ => "check that the kernel is Linux 5.6 or newer and that io_uring is allowed",
     }
+}
+
+fn timer_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => "the system has no memory left for it: end what else uses much",
+        _ if is_short_of_files(error) => FILES_REMEDY,
+        _ => {
+            "it is forbidden: run the container with a seccomp profile that allows timerfd_create \
+             and timerfd_settime"
+        }
+    }
+}
+
+const FILES_REMEDY: &str = "too many files are open: raise the limit (ulimit -n, or LimitNOFILE=)";
+
+fn is_short_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 impl fmt::Display for EngineError {
@@ -366,6 +388,21 @@ mod tests {
         ] {
             let message = StartError::Ring(io::Error::from_raw_os_error(code)).to_string();
             assert!(message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn whatever_lacks_a_descriptor_is_told_as_what_it_is_with_the_same_remedy() {
+        let error = || io::Error::from_raw_os_error(libc::EMFILE);
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        for (failed, what) in [
+            (StartError::Ring(error()), "io_uring"),
+            (StartError::Timer(error()), "timer"),
+            (StartError::Listen(any, error()), "can't listen on"),
+        ] {
+            let message = failed.to_string();
+            assert!(message.contains(what), "{message}");
+            assert!(message.contains("LimitNOFILE="), "{message}");
         }
     }
 }

@@ -23,6 +23,7 @@ use monoio::{IoUringDriver, Runtime, RuntimeBuilder};
 use pin_project_lite::pin_project;
 
 use super::{
+    StartError,
     net::{
         deadline::TICK,
         listener::{Acceptor, AcceptorCloser},
@@ -85,14 +86,14 @@ pub fn run(
     control: &Control,
     doors: Vec<Door>,
     build_shard: impl FnOnce() -> Rc<Shard>,
-    ready: &Sender<io::Result<()>>,
+    ready: &Sender<Result<(), StartError>>,
 ) {
     let _running = Running(control);
     // A kernel or a filter that forbids it costs speed, not correctness.
     let pinned = core_affinity::set_for_current(core);
     let mut runtime = match build_runtime(tuning) {
         Ok(runtime) => runtime,
-        Err(error) => return report(ready, Err(error)),
+        Err(error) => return report(ready, Err(StartError::Ring(error))),
     };
     if !pinned {
         say(format_args!(
@@ -106,12 +107,13 @@ pub fn run(
         for (listener, entrance) in doors {
             match open(&shard, listener, entrance) {
                 Ok(closer) => closers.push(closer),
-                Err(error) => return report(ready, Err(error)),
+                // All that it can fail in is to be taken into the ring.
+                Err(error) => return report(ready, Err(StartError::Ring(error))),
             }
         }
         let ticker = match Ticker::every(TICK) {
             Ok(ticker) => ticker,
-            Err(error) => return report(ready, Err(error)),
+            Err(error) => return report(ready, Err(StartError::Timer(error))),
         };
         report(ready, Ok(()));
         tick_until_drained(&shard, control, &closers, &ticker).await;
@@ -119,7 +121,7 @@ pub fn run(
     });
 }
 
-fn report(ready: &Sender<io::Result<()>>, outcome: io::Result<()>) {
+fn report(ready: &Sender<Result<(), StartError>>, outcome: Result<(), StartError>) {
     // Whoever started the workers gave up on them: nobody is left to be told.
     let _ = ready.send(outcome);
 }
@@ -230,7 +232,7 @@ async fn tick_until_drained(
 /// Builds the core's ring with the best flags that this kernel knows.
 ///
 /// # Errors
-/// io_uring is missing, forbidden or limited; [`super::StartError`] says what to do.
+/// io_uring is missing, forbidden or limited; [`StartError`] says what to do.
 pub fn build_runtime(tuning: &Tuning) -> io::Result<Runtime<IoUringDriver>> {
     // Measured for a relay of small requests: 13.3 µs with the first two, 16-20 µs with none.
     type Flags = fn(&mut io_uring::Builder);
