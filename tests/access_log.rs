@@ -158,6 +158,32 @@ fn a_device_that_goes_away_before_its_answer_is_logged_with_an_error() {
 }
 
 #[test]
+fn a_line_that_did_not_fit_spoils_none_behind_it() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let log = format!("[access_log]\npath = {path:?}\nformat = \"json\"\n");
+    let config = format!("{PREAMBLE}{log}{}", acme(&upstream.url()));
+    let mut gateway = Gateway::start_under_size_limit(&config, 1);
+    let ask = |gateway: &Gateway, path: &str| {
+        let request = format!("GET /{path} HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        let answer = device::ask("127.0.0.7", gateway.address(), &request);
+        assert_eq!(answer.status(), 200);
+    };
+    // Longer than a block, however long that is.
+    ask(&gateway, &"long".repeat(255));
+    gateway.wait_for_log("File too large (os error 27); 1 lines lost");
+    gateway.lift_size_limit();
+    ask(&gateway, "short");
+    gateway.stop();
+    let lines = lines(&path);
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert!(lines[0].contains("longlong"), "{lines:#?}");
+    let line: Value = serde_json::from_str(&lines[1]).unwrap();
+    assert_eq!(line["path"], "/short");
+}
+
+#[test]
 fn a_moved_log_is_opened_anew_on_sighup() {
     let upstream = Upstream::echo();
     let (mut gateway, path) = gateway(&upstream.url(), "text");

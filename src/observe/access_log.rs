@@ -6,7 +6,8 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -185,32 +186,113 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Where lines go.
-enum Target {
-    Standard(io::Stdout),
-    File(File, PathBuf),
+struct Target {
+    sheet: Sheet<File>,
+    /// Where it is opened anew; `None`: it is standard output.
+    path: Option<PathBuf>,
 }
 
 impl Target {
     fn open(path: &Path) -> io::Result<Self> {
         if path == Path::new("-") {
-            return Ok(Self::Standard(io::stdout()));
+            // Past the library's buffer: what was written is known to the byte.
+            let stream = io::stdout().as_fd().try_clone_to_owned()?;
+            return Ok(Self {
+                sheet: Sheet::new(stream.into(), false),
+                path: None,
+            });
         }
         let file = OpenOptions::new().append(true).create(true).open(path)?;
-        Ok(Self::File(file, path.to_owned()))
+        let is_cut = file.metadata()?.is_file() && ends_within_a_line(path);
+        Ok(Self {
+            sheet: Sheet::new(file, is_cut),
+            path: Some(path.to_owned()),
+        })
     }
 
     /// Opens the file anew; keeps the old one if that fails.
     fn reopen(&mut self) -> io::Result<()> {
-        if let Self::File(_, path) = self {
-            *self = Self::open(&path.clone())?;
+        if let Some(path) = &self.path {
+            *self = Self::open(path)?;
         }
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Standard(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
-            Self::File(file, _) => file.write_all(bytes),
+    fn write(&mut self, lines: &[u8]) -> Result<(), Loss> {
+        let Sheet { sink, is_cut } = &mut self.sheet;
+        // Whoever emptied the file to make room has removed what was cut.
+        *is_cut = *is_cut && !sink.metadata().is_ok_and(|m| m.is_file() && m.len() == 0);
+        self.sheet.write(lines)
+    }
+}
+
+/// Whether a file ends within a line, as a process leaves it that could not write all of one. One
+/// that can't be read does not.
+fn ends_within_a_line(path: &Path) -> bool {
+    let last = || -> io::Result<u8> {
+        let mut file = File::open(path)?;
+        let mut byte = [0];
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut byte)?;
+        Ok(byte[0])
+    };
+    last().is_ok_and(|byte| byte != b'\n')
+}
+
+/// Lines below each other, whatever became of those before.
+struct Sheet<W> {
+    sink: W,
+    /// The last line has no end.
+    is_cut: bool,
+}
+
+/// Lines that were not written, and why.
+#[derive(Debug)]
+struct Loss {
+    count: u64,
+    error: io::Error,
+}
+
+impl<W: Write> Sheet<W> {
+    fn new(sink: W, is_cut: bool) -> Self {
+        Self { sink, is_cut }
+    }
+
+    /// Writes whole lines. Where that fails within one, the next begins on a line of its own.
+    fn write(&mut self, lines: &[u8]) -> Result<(), Loss> {
+        let mut rest = lines;
+        let outcome = self.end_line().and_then(|()| {
+            while !rest.is_empty() {
+                let written = self.write_some(rest)?;
+                self.is_cut = rest[written - 1] != b'\n';
+                rest = &rest[written..];
+            }
+            Ok(())
+        });
+        outcome.map_err(|error| {
+            // A line that lacks nothing but its end is there; that comes with the next.
+            let lost = rest.strip_prefix(b"\n").unwrap_or(rest);
+            let count = memchr::memchr_iter(b'\n', lost).count() as u64;
+            Loss { count, error }
+        })
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
+        if self.is_cut {
+            self.write_some(b"\n")?;
+            self.is_cut = false;
+        }
+        Ok(())
+    }
+
+    /// Writes at least one byte.
+    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.sink.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
         }
     }
 }
@@ -231,8 +313,8 @@ fn write_all(mut target: Target, buffers: &Receiver<Vec<u8>>, shared: &Shared) {
         }
         match received {
             Ok(buffer) => {
-                if let Err(error) = target.write(&buffer) {
-                    losses.count += memchr::memchr_iter(b'\n', &buffer).count() as u64;
+                if let Err(Loss { count, error }) = target.write(&buffer) {
+                    losses.count += count;
                     losses.error = Some(error);
                 }
                 shared.put(buffer);
@@ -313,6 +395,77 @@ mod tests {
         log.close();
         let text = std::fs::read_to_string(path).expect("the file");
         assert_eq!(text.lines().count(), 2_000);
+    }
+
+    /// A file on a disk with room for so many bytes more.
+    struct Disk {
+        text: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match bytes.len().min(self.room) {
+                0 => Err(io::ErrorKind::StorageFull.into()),
+                written => {
+                    self.room -= written;
+                    self.text.extend_from_slice(&bytes[..written]);
+                    Ok(written)
+                }
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn wherever_a_disk_is_full_no_other_line_is_spoiled_and_each_that_is_lost_counts() {
+        const LINES: [&str; 3] = ["one", "second", "3"];
+        let lines = LINES.map(|line| format!("{line}\n")).concat();
+        for room in 0..=lines.len() {
+            let text = Vec::new();
+            let mut sheet = Sheet::new(Disk { text, room }, false);
+            let lost = sheet.write(lines.as_bytes()).err();
+            let lost = lost.map_or(0, |loss| loss.count as usize);
+            // It stays full for a while.
+            let again = sheet.write(b"lost\nas well\n").expect_err("no room");
+            assert_eq!(again.count, 2, "{room}");
+            sheet.sink.room = usize::MAX;
+            sheet.write(b"next\n").expect("there is room");
+            let written = String::from_utf8(sheet.sink.text).expect("text");
+            let written: Vec<&str> = written.lines().collect();
+            let whole = LINES.len() - lost;
+            assert_eq!(&written[..whole], &LINES[..whole], "{room}");
+            // What there is of a line that was cut stands by itself.
+            let cut: Vec<&str> = match &lines[..room].rsplit('\n').next() {
+                Some(cut) if !cut.is_empty() && !LINES.contains(cut) => vec![cut],
+                _ => Vec::new(),
+            };
+            assert_eq!(written[whole..], [&cut[..], &["next"]].concat(), "{room}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_an_earlier_process_left_cut_is_ended_unless_the_file_was_emptied() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("access.log");
+        for (before, is_emptied, after) in [
+            ("", false, "new\n"),
+            ("whole\n", false, "whole\nnew\n"),
+            ("whole\ncu", false, "whole\ncu\nnew\n"),
+            ("whole\ncu", true, "new\n"),
+        ] {
+            std::fs::write(&path, before).expect("written");
+            let mut target = Target::open(&path).expect("open");
+            if is_emptied {
+                std::fs::write(&path, "").expect("written");
+            }
+            target.write(b"new\n").expect("there is room");
+            let text = std::fs::read_to_string(&path).expect("the file");
+            assert_eq!(text, after);
+        }
     }
 
     #[test]

@@ -97,11 +97,25 @@ impl Gateway {
     /// more is told so, as where the disk is full.
     pub fn start_under_size_limit(config: &str, blocks: u64) -> Self {
         let mut shell = Command::new("sh");
-        let limit = "trap '' XFSZ && ulimit -f \"$0\" && exec \"$@\"";
+        let limit = "trap '' XFSZ && ulimit -S -f \"$0\" && exec \"$@\"";
         shell
             .args(["-c", limit, &blocks.to_string()])
             .arg(env!("CARGO_BIN_EXE_m2u"));
         Self::start_by(shell, config, &[])
+    }
+
+    /// Lets its files become as long as they may, as where a disk has room again.
+    pub fn lift_size_limit(&self) {
+        let id = self.id().try_into().unwrap();
+        let (mut soft, mut hard) = (0, 0);
+        rlimit::prlimit(
+            id,
+            rlimit::Resource::FSIZE,
+            None,
+            Some((&mut soft, &mut hard)),
+        )
+        .unwrap();
+        rlimit::prlimit(id, rlimit::Resource::FSIZE, Some((hard, hard)), None).unwrap();
     }
 
     /// Starts in a network namespace.
