@@ -236,6 +236,12 @@ pub const TLS_FLIGHT_BYTES: usize = 4_096;
 pub const SPLICE_BYTES_DEFAULT: u64 = 65_536;
 /// Bytes that one pipe holds: what is moved in one piece at most.
 pub const PIPE_BYTES: usize = 262_144;
+/// Bytes of one body that are moved before others have their turn on the same core, if neither
+/// socket ever stands in its way: 0.7 ms at 12 GB/s. Turns of one megabyte cost four such bodies 30
+/// to 45% more CPU a byte, those of eight nothing.
+pub const SPLICE_TURN_BYTES: usize = 32 * PIPE_BYTES;
+/// Bytes that a piece counts as at least: moving one takes two system calls, however short it is.
+pub const SPLICE_PIECE_BYTES_FLOOR: usize = PIPE_BYTES / 4;
 /// Bodies that one core moves inside the kernel at a time, each with two descriptors; others are
 /// copied.
 pub const SPLICES_PER_CORE_MAX: usize = 128;
@@ -312,6 +318,7 @@ const _: () = {
     assert!(PARKED_FULL_BYTES < PARKED_BYTES);
     assert!(PARKED_BYTES < RELAY_BYTES_FLOOR);
     assert!(ACCEPT_PAUSE_FLOOR.as_millis() < ACCEPT_PAUSE_CEILING.as_millis());
+    assert!(PIPE_BYTES <= SPLICE_TURN_BYTES);
     assert!(TLS_RECORD_BYTES + TLS_RECORD_OVERHEAD_BYTES <= TLS_WIRE_RECORD_BYTES_MAX);
     assert!(TLS_FLIGHT_BYTES <= TLS_PARKED_BYTES);
     assert!(RELAY_BYTES_FLOOR <= RELAY_BYTES_DEFAULT && RELAY_BYTES_DEFAULT <= RELAY_BYTES_CEILING);
