@@ -7,7 +7,7 @@
 //! - [`engine`] is the data plane: one thread a core, HTTP/1 between devices and servers.
 //! - [`control`] is the control plane: names, trust, snapshots, signals.
 //! - [`commands`] are the program's subcommands, read by [`cli`]; [`server`] wires a running
-//!   gateway together.
+//!   gateway together, and [`file_limit`] counts the files that it may open.
 //!
 //! `engine` and `control` never import each other.
 
@@ -16,6 +16,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod engine;
+pub mod file_limit;
 pub mod limits;
 pub mod observe;
 pub mod server;

@@ -106,8 +106,12 @@ pub const ACCEPT_QUEUE_MAX: i32 = 4_096;
 pub const ACCEPT_PAUSE_FLOOR: Duration = Duration::from_millis(10);
 /// The longest pause after an accept failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE_CEILING: Duration = Duration::from_millis(500);
-/// Files that are open beside connections: listeners, rings, pipes, logs.
-pub const FILES_BESIDE_CONNECTIONS: usize = 1_024;
+/// Files that the process has open whatever it is configured for: standard streams, the control
+/// thread's and the responder's runtimes, log and journal while both are opened anew, files that are
+/// being read.
+pub const FILES_OF_PROCESS: usize = 64;
+/// Sockets of one name that is looked up: two families, two servers each, by UDP and then by TCP.
+pub const FILES_PER_LOOKUP_MAX: usize = 8;
 
 /// Bytes of what a connection needs while it is awake, buffers aside: from its first request on, or
 /// since it woke up.
@@ -203,7 +207,8 @@ pub const DNS_ADDRESSES_PER_NAME_MAX: usize = 32;
 pub const DNS_BURST: usize = 64;
 /// Bytes of questions that may wait on one socket; the kernel caps it at `rmem_max`.
 pub const DNS_QUEUE_BYTES: usize = 1_048_576;
-/// TCP connections that ask for m2u's own names, all askers together; others are closed at once.
+/// TCP connections that ask for m2u's own names at one address, all askers together; others are
+/// closed at once.
 pub const DNS_CONNECTIONS_MAX: usize = 128;
 /// TCP connections of one asker.
 pub const DNS_CONNECTIONS_PER_ADDRESS_MAX: usize = 8;
@@ -332,7 +337,6 @@ const _: () = {
     assert!(DNS_SECOND_FAMILY.as_secs() < DNS_FIRST_ANSWERS.as_secs());
     assert!(DNS_PLAIN_ANSWER_BYTES_MAX <= DNS_ANSWER_BYTES_MAX);
     assert!(DNS_CONNECTIONS_PER_ADDRESS_MAX < DNS_CONNECTIONS_MAX);
-    assert!(DNS_CONNECTIONS_MAX < FILES_BESIDE_CONNECTIONS);
     assert!(DNS_RETRY_FLOOR.as_secs() <= DNS_RETRY_CEILING.as_secs());
     assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
     assert!(LOG_LINE_BYTES_MAX < LOG_BUFFER_BYTES);

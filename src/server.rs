@@ -39,9 +39,10 @@ use crate::{
         trust,
     },
     engine::{
-        Engine, EngineError, EngineSettings, StartError,
+        self, Engine, EngineError, EngineSettings, StartError,
         net::{suites, sys},
     },
+    file_limit::{self, Demand},
     limits,
     observe::{access_log::Log, say::say},
     snapshot::{
@@ -120,7 +121,8 @@ pub fn run(settings: Settings, arguments: ConfigArguments) -> ExitCode {
 async fn serve(settings: Settings, arguments: ConfigArguments) -> Result<(), Fault> {
     // First of all: a signal that comes early must not kill what it should drain.
     let mut signals = Signals::install().map_err(Fault::Signals)?;
-    raise_file_limit(&settings.limits);
+    let cores = engine::choose_cores(&settings.tuning).map_err(Fault::Start)?;
+    file_limit::raise(&Demand::of(&settings, cores.len()));
     let gateway = tokio::select! {
         gateway = Gateway::start(&settings, arguments) => gateway?,
         () = signals.end() => return Ok(()),
@@ -601,33 +603,6 @@ async fn until(reload: Option<Reload>) {
     match reload {
         Some(reload) => sleep_until(reload.by).await,
         None => pending().await,
-    }
-}
-
-/// Lets this process open as many files as the system allows it; warns if that is too few.
-fn raise_file_limit(bounds: &Limits) {
-    let files = rlimit::Resource::NOFILE;
-    let allowed = files.get().and_then(|(soft, hard)| {
-        if soft < hard {
-            files.set(hard, hard)?;
-        }
-        Ok(hard)
-    });
-    let connections = bounds.connections;
-    // Each device's connection may hold one to a server.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let pipes = 2 * cores * (limits::SPLICES_PER_CORE_MAX + limits::SPARE_PIPES_MAX);
-    let wanted = (connections * 2 + pipes + limits::FILES_BESIDE_CONNECTIONS) as u64;
-    match allowed {
-        Ok(allowed) if allowed >= wanted => {}
-        Ok(allowed) => say(format_args!(
-            "warning: this process may open {allowed} files, and limits.connections = \
-             {connections} may need {wanted}; raise the limit (LimitNOFILE={wanted} in the unit \
-             file, or ulimit -Hn {wanted}), or lower limits.connections"
-        )),
-        Err(error) => say(format_args!(
-            "warning: the limit of open files cannot be raised: {error}"
-        )),
     }
 }
 

@@ -1,4 +1,5 @@
-//! One worker a core: pinned, with a listening socket of its own, and serving.
+//! One worker a core: pinned, with a listening socket of its own, and serving; and the files that it
+//! opens for that.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,6 +12,7 @@ use common::{
     gateway::{Gateway, PREAMBLE, acme},
     upstream::Upstream,
 };
+use m2u::limits;
 
 /// Names of the process' worker threads, with the cores that each may run on.
 fn workers(process: u32) -> BTreeSet<(String, String)> {
@@ -71,4 +73,27 @@ fn each_core_has_a_pinned_worker_with_a_socket_of_its_own() {
         }
         gateway.stop();
     }
+}
+
+/// What the warning about the limit of open files counts on, which nobody sees before it is short.
+#[test]
+fn each_core_opens_its_ring_its_timer_twice_and_its_listeners() {
+    let upstream = Upstream::echo();
+    let account = acme(&upstream.url());
+    let usable = core_affinity::get_core_ids().unwrap();
+    let first = usable[0].id.to_string();
+    let opened = |listeners: usize, flags: &[&str]| {
+        let listen = vec!["\"127.0.0.1:0\""; listeners].join(", ");
+        let preamble = PREAMBLE.replace("\"127.0.0.1:0\"", &listen);
+        let gateway = Gateway::start_with(&format!("{preamble}{account}"), flags);
+        // The files that were read at the start have been closed by now.
+        let descriptors = gateway.descriptors();
+        gateway.stop();
+        descriptors
+    };
+    let one = opened(1, &["--cores", &first]);
+    let beside = one - (3 + 1);
+    assert!(beside <= limits::FILES_OF_PROCESS, "{beside}");
+    assert_eq!(opened(5, &["--cores", &first]), beside + (3 + 5));
+    assert_eq!(opened(5, &[]), beside + usable.len() * (3 + 5));
 }

@@ -394,7 +394,10 @@ fn the_limit_of_open_files_is_raised_and_a_low_one_is_told() {
     );
     let warning = gateway.line("m2u: warning: ");
     assert!(warning.contains("may open 512 files"), "{warning}");
-    assert!(warning.contains("limits.connections = 100"), "{warning}");
+    assert!(
+        warning.contains("limits.connections = 100 on "),
+        "{warning}"
+    );
     gateway.line("m2u: ready: ");
     let limits = fs::read_to_string(format!("/proc/{}/limits", gateway.child.id())).unwrap();
     let files = limits

@@ -7,7 +7,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::gateway::command;
-use m2u::engine::proxy::failure::Failure;
+use m2u::{engine::proxy::failure::Failure, file_limit::Demand, limits};
 use tempfile::TempDir;
 
 fn readme() -> String {
@@ -92,6 +92,24 @@ fn leases_are_configured_as_said() {
     let begin = fs::read_to_string(&path).unwrap();
     fs::write(&path, format!("{begin}{leases}")).unwrap();
     agrees(&folder, "check");
+}
+
+#[test]
+fn the_unit_may_open_as_many_files_as_it_is_said_to_need() {
+    let readme = readme();
+    let (_, rest) = readme.split_once("\nLimitNOFILE=").unwrap();
+    let allowed: usize = rest.lines().next().unwrap().parse().unwrap();
+    let (_, rest) = rest.split_once("`limits.connections` on ").unwrap();
+    let cores = rest.split(' ').next().unwrap().parse().unwrap();
+    let demand = Demand {
+        connections: limits::CONNECTIONS_DEFAULT,
+        cores,
+        listeners: 8,
+        pool_per_core: limits::POOL_PER_CORE_MAX,
+        names: 2,
+        hubs: 8,
+    };
+    assert!(demand.files() <= allowed, "{demand:?}");
 }
 
 #[test]

@@ -224,7 +224,10 @@ fn worker(
 }
 
 /// The cores to run on: those asked for, or all that this process may use.
-fn choose_cores(tuning: &Tuning) -> Result<Vec<CoreId>, StartError> {
+///
+/// # Errors
+/// [`StartError::Cores`]: there is none, or one that was asked for is not among those.
+pub fn choose_cores(tuning: &Tuning) -> Result<Vec<CoreId>, StartError> {
     let usable = core_affinity::get_core_ids().unwrap_or_default();
     if usable.is_empty() {
         return Err(StartError::Cores(
