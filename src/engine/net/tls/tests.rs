@@ -40,7 +40,16 @@ fn offered(records: u64) -> Arc<CryptoProvider> {
     Arc::new(share_keys(provider))
 }
 
+/// AES-128 alone, of the older version.
+fn offered_of_tls12() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    let only = CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
+    provider.cipher_suites.retain(|suite| suite.suite() == only);
+    Arc::new(share_keys(provider))
+}
+
 fn setup(provider: Arc<CryptoProvider>, asks_for_certificate: bool) -> Setup {
+    let version = provider.cipher_suites[0].version();
     let made = rcgen::generate_simple_self_signed(["server.example".to_owned()]);
     let rcgen::CertifiedKey { cert, signing_key } = made.expect("a certificate");
     let certificate: CertificateDer<'static> = cert.der().clone();
@@ -49,7 +58,7 @@ fn setup(provider: Arc<CryptoProvider>, asks_for_certificate: bool) -> Setup {
     roots.add(certificate.clone()).expect("a root");
     let roots = Arc::new(roots);
     let near = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(&[version])
         .expect("a version")
         .with_root_certificates(Arc::clone(&roots));
     let near = match asks_for_certificate {
@@ -105,7 +114,7 @@ impl Pair {
 
     fn write(&mut self, text: &[u8]) -> Progress {
         let progress = self.near.advance(&mut Vec::new(), 0, text);
-        assert!(SealingKey::take_newest().is_none(), "a key is left behind");
+        assert_no_key_is_left();
         self.answered.append(&mut self.near.spill);
         progress.expect("a session")
     }
@@ -118,10 +127,10 @@ impl Pair {
     }
 
     fn read(&mut self, room: usize) {
-        let mut sink = Vec::new();
+        let mut sink = Vec::with_capacity(room + 1);
         self.answered.append(&mut self.near.spill);
         self.near.advance(&mut sink, room, &[]).expect("a session");
-        assert!(SealingKey::take_newest().is_none(), "a key is left behind");
+        assert_no_key_is_left();
         self.answered.append(&mut sink);
         self.answered.append(&mut self.near.spill);
     }
@@ -150,6 +159,12 @@ impl Pair {
         }
     }
 
+    /// Whether a record of data that is received next is opened beside rustls.
+    fn opens(&self) -> bool {
+        let may_open = self.near.opening.as_ref().is_some_and(|key| key.may_open());
+        may_open && self.near.is_settled && self.near.spill.is_empty()
+    }
+
     /// Whether what is sent next is sealed beside rustls.
     fn seals(&self) -> bool {
         self.near
@@ -157,6 +172,11 @@ impl Pair {
             .as_ref()
             .is_some_and(|key| key.may_seal(1))
     }
+}
+
+fn assert_no_key_is_left() {
+    let is_left = SealingKey::take_newest().is_some() || OpeningKey::take_newest().is_some();
+    assert!(!is_left, "a key is left behind");
 }
 
 /// Numbers that look like chance and are always the same.
@@ -180,9 +200,14 @@ impl Chance {
 
 #[test]
 fn connections_of_a_thread_keep_apart_whatever_happens_in_whatever_order() {
-    let setup = setup(offered(8), false);
+    keep_apart(offered(8), true);
+    keep_apart(offered_of_tls12(), false);
+}
+
+fn keep_apart(offered: Arc<CryptoProvider>, renews: bool) {
+    let setup = setup(offered, false);
     let (near, far) = (Arc::new(setup.near), Arc::new(setup.far));
-    let mut sealed_here = 0;
+    let (mut sealed_here, mut opened_here) = (0, 0);
     for seed in 0..32 {
         let mut chance = Chance(0x9E37_79B9_7F4A_7C15 >> seed);
         let mut pairs: Vec<Pair> = (0..3).map(|_| Pair::new(&near, &far)).collect();
@@ -190,7 +215,7 @@ fn connections_of_a_thread_keep_apart_whatever_happens_in_whatever_order() {
         for _ in 0..200 {
             let index = chance.below(pairs.len() as u64) as usize;
             let (pair, (asked, answer)) = (&mut pairs[index], &mut said[index]);
-            match chance.below(9) {
+            match chance.below(11) {
                 0..3 => {
                     let text = chance.text(40_000);
                     sealed_here += u32::from(pair.seals());
@@ -203,7 +228,7 @@ fn connections_of_a_thread_keep_apart_whatever_happens_in_whatever_order() {
                     asked.extend(text);
                 }
                 // Refused by a server that has yet to hear the end of the handshake.
-                4 if pair.far.is_handshaking() => {}
+                4 if pair.far.is_handshaking() || !renews => {}
                 4 => {
                     pair.far.refresh_traffic_keys().expect("TLS 1.3");
                     pair.receive();
@@ -214,7 +239,11 @@ fn connections_of_a_thread_keep_apart_whatever_happens_in_whatever_order() {
                     pair.receive();
                     answer.extend(text);
                 }
-                6 => pair.read(16_384),
+                6 | 9 | 10 => {
+                    let waits = pair.opens() && !pair.near.incoming.is_empty();
+                    opened_here += u32::from(waits);
+                    pair.read(16_384);
+                }
                 7 => pair.read(1),
                 _ => {
                     pair.send();
@@ -234,6 +263,10 @@ fn connections_of_a_thread_keep_apart_whatever_happens_in_whatever_order() {
     assert!(
         sealed_here > 1_000,
         "only {sealed_here} were not left to rustls"
+    );
+    assert!(
+        opened_here > 100,
+        "only {opened_here} were not left to rustls"
     );
 }
 
