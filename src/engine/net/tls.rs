@@ -1,8 +1,9 @@
 //! TLS towards servers, on rustls' unbuffered connection.
 //!
-//! Ciphertext lives in two buffers of ours: records are decrypted where they arrived, as many as the
-//! caller's buffer holds, and several leave in one send. Reader and writer share the session, never
-//! across an await. A buffer for one record grows to one for several only while receives fill it.
+//! Ciphertext lives in two buffers of ours: records of data are opened into the caller's buffer, as many
+//! as it holds, all others where they arrived, and several leave in one send. Reader and writer share the
+//! session, never across an await. A buffer for one record grows to one for several only while receives
+//! fill it.
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
