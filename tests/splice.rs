@@ -10,6 +10,7 @@ use std::{
     sync::{Mutex, mpsc},
 };
 
+use m2u::limits;
 use socket2::SockRef;
 
 use common::{
@@ -169,6 +170,49 @@ fn a_large_answer_that_breaks_off_looks_broken_off() {
     let seen = press.receive_rest().unwrap();
     let head = seen.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
     assert!(seen[head..] == body(5_000_000)[..4_999_999]);
+    gateway.stop();
+}
+
+/// Its receives waited for batches, and would go on to where nobody takes note of what is left of it.
+#[test]
+fn a_server_is_heard_at_once_behind_a_body_that_came_fast_and_then_through_a_pipe() {
+    const PIECE: usize = 1_500;
+    const PIECES: usize = limits::FAST_BYTES.div_ceil(PIECE);
+    const LENGTH: usize = PIECES * PIECE + limits::BATCH_BYTES + 8_192;
+    let (go_on, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::start(move |conversation| {
+        conversation.request()?.expect("a request");
+        let wait = wait.lock().unwrap();
+        conversation.write(format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"
+        ))?;
+        let body = body(LENGTH);
+        let (small, large) = body.split_at(PIECES * PIECE);
+        for piece in small.chunks(PIECE).chain([large]) {
+            wait.recv().unwrap();
+            conversation.write(piece)?;
+        }
+        conversation.head()?.expect("another one");
+        conversation.write("HTTP/1.1 100 Continue\r\n\r\n")?;
+        conversation.read(2)?;
+        conversation.answer("taken")
+    });
+    let gateway = gateway(&upstream, "65536", "");
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+    assert_eq!(press.receive_head().status(), 200);
+    let mut seen = Vec::new();
+    for length in [PIECE; PIECES].into_iter().chain([LENGTH - PIECES * PIECE]) {
+        go_on.send(()).unwrap();
+        seen.extend(press.receive_bytes(length));
+    }
+    assert!(seen == body(LENGTH));
+    press.send("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(press.receive_head().status(), 100);
+    press.send("hi");
+    assert_eq!(press.receive().text(), "taken");
+    assert_eq!(upstream.connections(), 1);
     gateway.stop();
 }
 
