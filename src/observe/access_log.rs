@@ -5,9 +5,12 @@
 //! are lost and counted. Never holds a query, an `Authorization` value or a byte of a body.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::fd::AsFd,
+    fs::{File, Metadata, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::FileExt,
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -194,20 +197,17 @@ struct Target {
 
 impl Target {
     fn open(path: &Path) -> io::Result<Self> {
-        if path == Path::new("-") {
+        let (file, path) = match path == Path::new("-") {
             // Past the library's buffer: what was written is known to the byte.
-            let stream = io::stdout().as_fd().try_clone_to_owned()?;
-            return Ok(Self {
-                sheet: Sheet::new(stream.into(), false),
-                path: None,
-            });
-        }
-        let file = OpenOptions::new().append(true).create(true).open(path)?;
-        let is_cut = file.metadata()?.is_file() && ends_within_a_line(path);
-        Ok(Self {
-            sheet: Sheet::new(file, is_cut),
-            path: Some(path.to_owned()),
-        })
+            true => (io::stdout().as_fd().try_clone_to_owned()?.into(), None),
+            false => {
+                let file = OpenOptions::new().append(true).create(true).open(path)?;
+                (file, Some(path.to_owned()))
+            }
+        };
+        let is_cut = ends_within_a_line(&file).unwrap_or(false);
+        let sheet = Sheet::new(file, is_cut);
+        Ok(Self { sheet, path })
     }
 
     /// Opens the file anew; keeps the old one if that fails.
@@ -219,24 +219,26 @@ impl Target {
     }
 
     fn write(&mut self, lines: &[u8]) -> Result<(), Loss> {
-        let Sheet { sink, is_cut } = &mut self.sheet;
-        // Whoever emptied the file to make room has removed what was cut.
-        *is_cut = *is_cut && !sink.metadata().is_ok_and(|m| m.is_file() && m.len() == 0);
+        // Others may have emptied the file to make room, or written to it as well.
+        if self.sheet.is_cut {
+            self.sheet.is_cut = ends_within_a_line(&self.sheet.sink).unwrap_or(true);
+        }
         self.sheet.write(lines)
     }
 }
 
-/// Whether a file ends within a line, as a process leaves it that could not write all of one. One
-/// that can't be read does not.
-fn ends_within_a_line(path: &Path) -> bool {
-    let last = || -> io::Result<u8> {
-        let mut file = File::open(path)?;
-        let mut byte = [0];
-        file.seek(SeekFrom::End(-1))?;
-        file.read_exact(&mut byte)?;
-        Ok(byte[0])
+/// Whether a file ends within a line, as a process leaves it that could not write all of one. `None`:
+/// it is none on a disk, or can't be read.
+fn ends_within_a_line(file: &File) -> Option<bool> {
+    let length = file.metadata().ok().filter(Metadata::is_file)?.len();
+    let Some(last) = length.checked_sub(1) else {
+        return Some(false);
     };
-    last().is_ok_and(|byte| byte != b'\n')
+    // Not by its path: another may be there by now, or a pipe, which would be waited for.
+    let readable = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let mut byte = [0];
+    readable.read_exact_at(&mut byte, last).ok()?;
+    Some(byte != *b"\n")
 }
 
 /// Lines below each other, whatever became of those before.
@@ -422,45 +424,52 @@ mod tests {
 
     #[test]
     fn wherever_a_disk_is_full_no_other_line_is_spoiled_and_each_that_is_lost_counts() {
-        const LINES: [&str; 3] = ["one", "second", "3"];
-        let lines = LINES.map(|line| format!("{line}\n")).concat();
-        for room in 0..=lines.len() {
+        const LINES: [&str; 5] = ["one", "second", "3", "fourth", "five"];
+        let [first, then] = [&LINES[..3], &LINES[3..]].map(|lines| lines.join("\n") + "\n");
+        for (room, more) in
+            (0..=first.len()).flat_map(|r| (0..=then.len() + 1).map(move |m| (r, m)))
+        {
             let text = Vec::new();
             let mut sheet = Sheet::new(Disk { text, room }, false);
-            let lost = sheet.write(lines.as_bytes()).err();
-            let lost = lost.map_or(0, |loss| loss.count as usize);
-            // It stays full for a while.
-            let again = sheet.write(b"lost\nas well\n").expect_err("no room");
-            assert_eq!(again.count, 2, "{room}");
-            sheet.sink.room = usize::MAX;
-            sheet.write(b"next\n").expect("there is room");
+            let mut lost = 0;
+            for (lines, more) in [(&first[..], more), (&then, usize::MAX), ("last\n", 0)] {
+                lost += sheet
+                    .write(lines.as_bytes())
+                    .map_or_else(|loss| loss.count, |()| 0);
+                sheet.sink.room = more;
+            }
             let written = String::from_utf8(sheet.sink.text).expect("text");
-            let written: Vec<&str> = written.lines().collect();
-            let whole = LINES.len() - lost;
-            assert_eq!(&written[..whole], &LINES[..whole], "{room}");
+            let mut written: Vec<&str> = written.lines().collect();
+            assert_eq!(written.pop(), Some("last"), "{room} {more}");
             // What there is of a line that was cut stands by itself.
-            let cut: Vec<&str> = match &lines[..room].rsplit('\n').next() {
-                Some(cut) if !cut.is_empty() && !LINES.contains(cut) => vec![cut],
-                _ => Vec::new(),
-            };
-            assert_eq!(written[whole..], [&cut[..], &["next"]].concat(), "{room}");
+            let is_cut = |text: &str| !text.is_empty() && LINES.iter().any(|l| l.starts_with(text));
+            let (whole, cut): (Vec<_>, Vec<_>) = written.iter().partition(|l| LINES.contains(l));
+            assert!(cut.into_iter().all(is_cut), "{room} {more}: {written:?}");
+            let kept = LINES.iter().filter(|line| whole.contains(line));
+            assert!(kept.eq(&whole), "{room} {more}: {written:?}");
+            assert_eq!(
+                whole.len() as u64 + lost,
+                LINES.len() as u64,
+                "{room} {more}: {written:?}"
+            );
         }
     }
 
     #[test]
-    fn a_line_that_an_earlier_process_left_cut_is_ended_unless_the_file_was_emptied() {
+    fn a_line_that_an_earlier_process_left_cut_is_ended_unless_that_was_done_meanwhile() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("access.log");
-        for (before, is_emptied, after) in [
-            ("", false, "new\n"),
-            ("whole\n", false, "whole\nnew\n"),
-            ("whole\ncu", false, "whole\ncu\nnew\n"),
-            ("whole\ncu", true, "new\n"),
+        for (before, meanwhile, after) in [
+            ("", None, "new\n"),
+            ("whole\n", None, "whole\nnew\n"),
+            ("whole\ncu", None, "whole\ncu\nnew\n"),
+            ("whole\ncu", Some(""), "new\n"),
+            ("whole\ncu", Some("cu\nanother's\n"), "cu\nanother's\nnew\n"),
         ] {
             std::fs::write(&path, before).expect("written");
             let mut target = Target::open(&path).expect("open");
-            if is_emptied {
-                std::fs::write(&path, "").expect("written");
+            if let Some(text) = meanwhile {
+                std::fs::write(&path, text).expect("written");
             }
             target.write(b"new\n").expect("there is room");
             let text = std::fs::read_to_string(&path).expect("the file");
