@@ -184,6 +184,32 @@ fn a_line_that_did_not_fit_spoils_none_behind_it() {
 }
 
 #[test]
+fn lines_that_are_lost_before_the_end_are_told_at_the_end() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let log = format!("[access_log]\npath = {path:?}\n");
+    let config = format!("{PREAMBLE}{log}{}", acme(&upstream.url()));
+    let mut gateway = Gateway::start_under_size_limit(&config, 0);
+    let ask = |gateway: &Gateway| {
+        let request = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+        let answer = device::ask("127.0.0.7", gateway.address(), request);
+        assert_eq!(answer.status(), 200);
+    };
+    ask(&gateway);
+    gateway.wait_for_log("; 1 lines lost");
+    // The next report is not due yet.
+    ask(&gateway);
+    ask(&gateway);
+    let said = gateway.stop();
+    let counts = said.lines().filter_map(|line| {
+        let line = line.strip_suffix(" lines lost")?;
+        line.rsplit(' ').next()?.parse::<usize>().ok()
+    });
+    assert_eq!(counts.sum::<usize>(), 3, "{said}");
+}
+
+#[test]
 fn a_moved_log_is_opened_anew_on_sighup() {
     let upstream = Upstream::echo();
     let (mut gateway, path) = gateway(&upstream.url(), "text");

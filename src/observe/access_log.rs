@@ -322,11 +322,14 @@ fn write_all(mut target: Target, buffers: &Receiver<Vec<u8>>, shared: &Shared) {
                 shared.put(buffer);
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         }
         losses.count += shared.lost.swap(0, Ordering::Relaxed);
         losses.report();
     }
+    // There is no later for what waited to be reported.
+    losses.count += shared.lost.swap(0, Ordering::Relaxed);
+    losses.tell();
 }
 
 /// Lines that were not written, reported now and then.
@@ -342,10 +345,14 @@ impl Losses {
             .reported
             .elapsed()
             .is_ok_and(|waited| waited < LOSS_REPORT);
-        if waited || (self.count == 0 && self.error.is_none()) {
-            return;
+        if !waited {
+            self.tell();
         }
+    }
+
+    fn tell(&mut self) {
         match self.error.take() {
+            None if self.count == 0 => return,
             Some(error) => say(format_args!(
                 "access log: {error}; {} lines lost",
                 self.count
