@@ -2,7 +2,7 @@
 //!
 //! Counts what each part of the gateway holds at most; opens nothing itself.
 
-use std::cmp;
+use std::{cmp, io};
 
 use crate::{config::settings::Settings, limits, observe::say::say};
 
@@ -102,6 +102,19 @@ pub fn raise(demand: &Demand) {
         Err(error) => say(format_args!(
             "warning: the limit of open files cannot be raised: {error}"
         )),
+    }
+}
+
+/// What to do where a file could not be opened because too many are; `None`: it failed in another way.
+pub fn remedy(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error()? {
+        libc::EMFILE => {
+            Some("too many files are open: raise the limit (ulimit -Hn, or LimitNOFILE=)")
+        }
+        libc::ENFILE => {
+            Some("the whole system has too many files open: raise the sysctl fs.file-max")
+        }
+        _ => None,
     }
 }
 

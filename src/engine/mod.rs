@@ -24,6 +24,7 @@ use core_affinity::CoreId;
 
 use crate::{
     config::settings::{Limits, Listen, Slot, Timeouts, Tuning},
+    file_limit,
     observe::{
         access_log::Log,
         metrics::{CoreMetrics, Totals},
@@ -313,8 +314,7 @@ fn listen_remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
         }
-        _ if is_short_of_files(error) => FILES_REMEDY,
-        _ => "check `listen`",
+        _ => file_limit::remedy(error).unwrap_or("check `listen`"),
     }
 }
 
@@ -334,26 +334,19 @@ fn ring_remedy(error: &io::Error) -> &'static str {
             "the limit of locked memory is too low: raise it (ulimit -l, or LimitMEMLOCK= of the \
              service), or lower --ring-entries"
         }
-        _ if is_short_of_files(error) => FILES_REMEDY,
-        _ => "check that the kernel is Linux 5.6 or newer and that io_uring is allowed",
+        _ => file_limit::remedy(error)
+            .unwrap_or("check that the kernel is Linux 5.6 or newer and that io_uring is allowed"),
     }
 }
 
 fn timer_remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOMEM) => "the system has no memory left for it: end what else uses much",
-        _ if is_short_of_files(error) => FILES_REMEDY,
-        _ => {
+        _ => file_limit::remedy(error).unwrap_or(
             "it is forbidden: run the container with a seccomp profile that allows timerfd_create \
-             and timerfd_settime"
-        }
+             and timerfd_settime",
+        ),
     }
-}
-
-const FILES_REMEDY: &str = "too many files are open: raise the limit (ulimit -n, or LimitNOFILE=)";
-
-fn is_short_of_files(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 impl fmt::Display for EngineError {
@@ -396,16 +389,22 @@ mod tests {
 
     #[test]
     fn whatever_lacks_a_descriptor_is_told_as_what_it_is_with_the_same_remedy() {
-        let error = || io::Error::from_raw_os_error(libc::EMFILE);
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        for (failed, what) in [
-            (StartError::Ring(error()), "io_uring"),
-            (StartError::Timer(error()), "timer"),
-            (StartError::Listen(any, error()), "can't listen on"),
+        for (code, remedy) in [
+            (libc::EMFILE, "LimitNOFILE="),
+            // Of the whole system: this process' limit has nothing to do with it.
+            (libc::ENFILE, "fs.file-max"),
         ] {
-            let message = failed.to_string();
-            assert!(message.contains(what), "{message}");
-            assert!(message.contains("LimitNOFILE="), "{message}");
+            let error = || io::Error::from_raw_os_error(code);
+            for (failed, what) in [
+                (StartError::Ring(error()), "io_uring"),
+                (StartError::Timer(error()), "timer"),
+                (StartError::Listen(any, error()), "can't listen on"),
+            ] {
+                let message = failed.to_string();
+                assert!(message.contains(what), "{message}");
+                assert!(message.contains(remedy), "{message}");
+            }
         }
     }
 }

@@ -30,7 +30,7 @@ use super::{
     counts::Counts,
     zone::Zone,
 };
-use crate::limits;
+use crate::{file_limit, limits};
 
 /// Ports that are tried when the kernel chooses one, until it is free for UDP and TCP alike.
 const PORTS_TRIED: usize = 16;
@@ -369,6 +369,19 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
         }
-        _ => "check dns.listen",
+        _ => file_limit::remedy(error).unwrap_or("check dns.listen"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_finds_no_descriptor_is_told_with_the_remedy() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let error = io::Error::from_raw_os_error(libc::EMFILE);
+        let message = StartError::Listen(any, error).to_string();
+        assert!(message.contains("LimitNOFILE="), "{message}");
     }
 }
