@@ -100,14 +100,20 @@ fn the_unit_may_open_as_many_files_as_it_is_said_to_need() {
     let (_, rest) = readme.split_once("\nLimitNOFILE=").unwrap();
     let allowed: usize = rest.lines().next().unwrap().parse().unwrap();
     let (_, rest) = rest.split_once("`limits.connections` on ").unwrap();
-    let cores = rest.split(' ').next().unwrap().parse().unwrap();
+    let mut words = rest.split(|c: char| !c.is_alphanumeric());
+    let [cores, listeners] = ["cores", "listeners"].map(|what| {
+        let numbers = words
+            .by_ref()
+            .map_while(|word| (word != what).then_some(word));
+        numbers.last().unwrap().parse().unwrap()
+    });
     let demand = Demand {
         connections: limits::CONNECTIONS_DEFAULT,
         cores,
-        listeners: 8,
+        listeners,
         pool_per_core: limits::POOL_PER_CORE_MAX,
-        names: 2,
-        hubs: 8,
+        names: 8,
+        hubs: 64,
     };
     assert!(demand.files() <= allowed, "{demand:?}");
 }
