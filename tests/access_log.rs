@@ -6,6 +6,7 @@ mod common;
 
 use std::{
     fs, io,
+    process::Command,
     sync::{Mutex, mpsc},
     time::Duration,
 };
@@ -207,6 +208,31 @@ fn lines_that_are_lost_before_the_end_are_told_at_the_end() {
         line.rsplit(' ').next()?.parse::<usize>().ok()
     });
     assert_eq!(counts.sum::<usize>(), 3, "{said}");
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_does_not_hold_up_the_end() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let made = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success(), "{made}");
+    // Opened both ways, so that nobody waits for the other end.
+    let mut both_ways = fs::OpenOptions::new();
+    let pipe = both_ways.read(true).write(true).open(&path).unwrap();
+    let log = format!("[access_log]\npath = {path:?}\n");
+    let gateway = Gateway::start(&format!("{PREAMBLE}{log}{}", acme(&upstream.url())));
+    let mut device = Device::connect("127.0.0.7", gateway.address());
+    // A pipe holds 64 KiB.
+    for _ in 0..100 {
+        let long = "long".repeat(250);
+        let answer = device.ask(format!("GET /{long} HTTP/1.1\r\nHost: m2u\r\n\r\n"));
+        assert_eq!(answer.status(), 200);
+    }
+    drop(device);
+    let said = gateway.stop();
+    assert!(said.contains("nothing takes its last lines"), "{said}");
+    drop(pipe);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{
@@ -32,6 +32,10 @@ use crate::{
 
 /// How often the thread looks whether the file is to be opened anew, while nothing is logged.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long the file may take nothing of what is left when every core has ended.
+const CLOSING: Duration = Duration::from_secs(5);
+/// How often it is looked whether all of that has been written.
+const CLOSING_LOOK: Duration = Duration::from_millis(5);
 /// How often lost lines are reported.
 const LOSS_REPORT: Duration = Duration::from_secs(10);
 
@@ -108,14 +112,30 @@ impl Log {
         self.shared.reopen.store(true, Ordering::Release);
     }
 
-    /// Waits until everything that the cores handed on is in the file. The cores have ended.
+    /// Waits until everything that the cores handed on is in the file, or it has taken nothing for a
+    /// while, as a pipe does that nobody reads. The cores have ended.
     pub fn close(&self) {
-        let thread = lock(&self.thread).take();
-        if let Some(Thread { sender, handle }) = thread {
-            drop(sender);
-            // A thread that panicked has said so.
-            let _ = handle.join();
+        let Some(Thread { sender, handle }) = lock(&self.thread).take() else {
+            return;
+        };
+        drop(sender);
+        // Nobody takes one out any more.
+        let written = || lock(&self.shared.spare).len();
+        let (mut before, mut by) = (written(), Instant::now() + CLOSING);
+        while !handle.is_finished() {
+            if before != written() {
+                (before, by) = (written(), Instant::now() + CLOSING);
+            }
+            if Instant::now() > by {
+                say(format_args!(
+                    "access log: nothing takes its last lines; they are lost"
+                ));
+                return;
+            }
+            thread::sleep(CLOSING_LOOK);
         }
+        // A thread that panicked has said so.
+        let _ = handle.join();
     }
 }
 
@@ -369,8 +389,6 @@ impl Losses {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     fn entry() -> Entry<'static> {
