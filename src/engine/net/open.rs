@@ -13,7 +13,7 @@ use std::{
     cell::RefCell,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -41,6 +41,8 @@ pub struct OpeningKey {
     key: LessSafeKey,
     /// Records so far; one core has it to itself.
     opened: AtomicU64,
+    /// Whether the last of them was one of data, of which there was some.
+    follows_data: AtomicBool,
 }
 
 impl OpeningKey {
@@ -59,6 +61,7 @@ impl OpeningKey {
             iv,
             key: LessSafeKey::new(unbound.expect("a key of the length that was asked for")),
             opened: AtomicU64::new(0),
+            follows_data: AtomicBool::new(false),
         });
         NEWEST.set(Some(Arc::clone(&shared)));
         Box::new(Decrypter {
@@ -72,10 +75,11 @@ impl OpeningKey {
         NEWEST.take()
     }
 
-    /// Whether records may be opened here: the first of a key is left to rustls, which counts how often
-    /// a peer renews its key without saying anything with it.
+    /// Whether records may be opened here: what follows a record that was anything but data, or nothing of
+    /// it, is left to rustls. It counts such records, until data comes, and joins pieces of a message where
+    /// they came, so that what it has read of them must stay.
     pub fn may_open(&self) -> bool {
-        self.opened.load(Ordering::Relaxed) > 0
+        self.follows_data.load(Ordering::Relaxed)
     }
 
     /// Opens `record`, which is a whole one with its header, behind what `sink` holds, if it is the next
@@ -146,11 +150,17 @@ impl MessageDecrypter for Decrypter {
         message: InboundOpaqueMessage<'a>,
         _number: u64,
     ) -> Result<InboundPlainMessage<'a>, Error> {
-        let opened = &self.shared.opened;
+        let OpeningKey {
+            opened,
+            follows_data,
+            ..
+        } = &*self.shared;
         let message = self
             .inner
             .decrypt(message, opened.load(Ordering::Relaxed))?;
         opened.fetch_add(1, Ordering::Relaxed);
+        let is_data = message.typ == ContentType::ApplicationData && !message.payload.is_empty();
+        follows_data.store(is_data, Ordering::Relaxed);
         Ok(message)
     }
 }

@@ -16,6 +16,8 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use super::{super::suites::share_keys, *};
 use crate::limits::SEALED_RECORDS_MAX;
 
+mod forged;
+
 /// A server's certificate, the configurations of both ends, and what they are to do.
 struct Setup {
     near: ClientConfig,
@@ -57,6 +59,7 @@ fn setup(provider: Arc<CryptoProvider>, asks_for_certificate: bool) -> Setup {
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).expect("a root");
     let roots = Arc::new(roots);
+    let version = provider.cipher_suites[0].version();
     let near = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
         .expect("a version")
