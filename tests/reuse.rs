@@ -245,3 +245,46 @@ fn idle_connections_are_bounded_in_all() {
     keeps("", &flags, &["m2u", "m2u2", "m2u3"], 2);
     keeps("", &["--pool-per-core", "0"], &["m2u", "m2u2"], 0);
 }
+
+#[test]
+fn whatever_comes_unasked_behind_a_body_is_heard_however_fast_the_body_came() {
+    // Too little for a pipe each, and together more than is fast.
+    const PIECE: usize = 1_500;
+    const PIECES: usize = 44;
+    // More than a receive waits for, and then enough for a pipe.
+    const REST: usize = 140_000;
+    let (go, waits) = mpsc::channel();
+    let waits = Mutex::new(waits);
+    let upstream = Upstream::start(move |conversation| {
+        let next = || waits.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        conversation.request()?;
+        let length = PIECES * PIECE + REST;
+        conversation.write(format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"
+        ))?;
+        for size in [PIECE; PIECES].into_iter().chain([REST]) {
+            next();
+            conversation.write(vec![b'x'; size])?;
+        }
+        next();
+        conversation.write("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray")?;
+        conversation.read_rest()?;
+        Ok(())
+    });
+    let servers = server("m2u", &upstream.url());
+    let gateway = gateway("", &account("acme", &servers, &[("press-07", PRESS)]), &[]);
+    // The first pieces may fall into two ticks.
+    for _ in 0..4 {
+        let mut device = Device::connect(PRESS, gateway.address());
+        device.send(GET);
+        assert_eq!(device.receive_head().status(), 200);
+        for size in [PIECE; PIECES].into_iter().chain([REST]) {
+            go.send(()).unwrap();
+            device.receive_bytes(size);
+        }
+        go.send(()).unwrap();
+        wait_until("the server's connection to end", || upstream.open() == 0);
+    }
+    assert_eq!(upstream.connections(), 4);
+    gateway.stop();
+}

@@ -2,8 +2,9 @@
 //!
 //! A sender's core often hands over a record at a time. Where a body comes fast, its receives wait for
 //! many of them (`SO_RCVLOWAT`, socket(7)): a core that is woken once for eight records receives and
-//! sends them at once. Never waits for more than is known to come, and never lets a body that comes
-//! slowly, or stops, wait for longer than two ticks: the sweep lets go of it.
+//! sends them at once. Never waits for more than is known to come: a piece of a record that has come
+//! already will not come again. Never lets a body that comes slowly, or stops, wait for longer than two
+//! ticks: the sweep lets go of it.
 
 use super::deadline::Watch;
 use crate::limits::{BATCH_BYTES, FAST_BYTES, TLS_RECORD_BYTES};
@@ -21,7 +22,7 @@ pub struct Pace {
 
 impl Pace {
     /// Takes note of what a receive brought, and says to its socket what the next one waits for, with
-    /// `left` bytes still to come, where that is known. Must be told of the body's last bytes, so that
+    /// `left` bytes still to be received, where that is known. Must be told of the body's last bytes, so that
     /// nothing behind them is waited for.
     pub fn note(&mut self, watch: &Watch, received: usize, left: Option<u64>) {
         let now_ms = watch.deadlines().now_ms();

@@ -304,6 +304,11 @@ impl Session {
         !self.incoming.is_empty() || self.failure.is_some()
     }
 
+    /// Bytes received and not handed out: as many of plaintext as that at most.
+    fn held(&self) -> usize {
+        self.spill.len() + self.incoming.len() - self.processed
+    }
+
     /// Hands out plaintext that did not fit earlier.
     fn drain_spill(&mut self, sink: &mut Vec<u8>, room: usize) {
         let moved = self.spill.len().min(room);
@@ -403,6 +408,11 @@ impl TlsReader {
         !self.session.borrow().spill.is_empty()
     }
 
+    /// Bytes that were received and have not been handed out, in whatever form.
+    pub fn held(&self) -> usize {
+        self.session.borrow().held()
+    }
+
     /// Gives back what a large body made the buffers grow to, and waits for what comes; what an
     /// ordinary request needs stays.
     pub fn park(&mut self) {
@@ -438,6 +448,7 @@ impl TlsReader {
     async fn read_plaintext(&mut self, mut buffer: Vec<u8>, room: usize) -> Lent<usize> {
         let begin = buffer.len();
         let room = room.min(buffer.capacity() - begin);
+        let mut has_received = false;
         loop {
             {
                 let mut session = self.session.borrow_mut();
@@ -458,9 +469,13 @@ impl TlsReader {
                     return (Ok(0), buffer);
                 }
             }
+            // What comes next is not all of what was sure to come: a part of it has come already.
+            if has_received && self.socket.watch().waits_for_batch() {
+                self.socket.watch().set_batch(1);
+            }
             match self.receive().await {
                 Ok(0) => return (Err(StreamError::Truncated), buffer),
-                Ok(_) => {}
+                Ok(_) => has_received = true,
                 Err(error) => return (Err(error), buffer),
             }
         }

@@ -457,8 +457,12 @@ impl<'a> Answer<'a> {
         let Ok(piece) = intake.take(&mut buffer, RESERVE) else {
             return (None, buffer);
         };
-        self.pace
-            .note(self.upstream_watch, self.last, intake.length_left());
+        // What a pipe may move next must not wait for more than a byte.
+        if let Reader::Tls(reader) = &*self.upstream {
+            let held = reader.held() as u64;
+            let left = intake.length_left().map(|left| left.saturating_sub(held));
+            self.pace.note(self.upstream_watch, self.last, left);
+        }
         let has_leftover = piece.end < buffer.len();
         let begin = relay::frame(&mut buffer, piece.payload, delivered, intake.is_done());
         (
