@@ -231,6 +231,9 @@ pub const TLS_WIRE_RECORD_BYTES_MAX: usize = TLS_RECORD_BYTES + 256 + TLS_HEADER
 /// Bytes of the buffer that ciphertext is received into while the smaller one was filled: a batch, and
 /// the beginning of another record.
 pub const TLS_BURST_BYTES: usize = BATCH_BYTES + TLS_WIRE_RECORD_BYTES_MAX;
+/// Bytes of ciphertext that a session holds: more than any receive leaves of data, and of a handshake
+/// message that comes in pieces, which rustls has stay, more than a good server needs.
+pub const TLS_HELD_BYTES_MAX: usize = 262_144;
 /// Bytes of a TLS buffer that an idle connection keeps: the next request allocates nothing.
 pub const TLS_PARKED_BYTES: usize = TLS_RECORD_BYTES;
 /// Bytes of handshake that one flight is given at first; grows if a chain is longer.
@@ -326,6 +329,7 @@ const _: () = {
     assert!(PIPE_BYTES <= SPLICE_TURN_BYTES);
     assert!(TLS_RECORD_BYTES + TLS_RECORD_OVERHEAD_BYTES <= TLS_WIRE_RECORD_BYTES_MAX);
     assert!(TLS_FLIGHT_BYTES <= TLS_PARKED_BYTES);
+    assert!(TLS_BURST_BYTES + TLS_WIRE_RECORD_BYTES_MAX <= TLS_HELD_BYTES_MAX);
     assert!(RELAY_BYTES_FLOOR <= RELAY_BYTES_DEFAULT && RELAY_BYTES_DEFAULT <= RELAY_BYTES_CEILING);
     assert!(RING_ENTRIES_FLOOR <= RING_ENTRIES_DEFAULT);
     assert!(RING_ENTRIES_DEFAULT <= RING_ENTRIES_CEILING);

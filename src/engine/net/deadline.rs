@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How often a core sweeps. No deadline fires early; it fires at most three ticks late, and later
-/// only if the core itself did not run meanwhile.
+/// only if the core itself did not run meanwhile, or what was waited for has come.
 pub const TICK: Duration = Duration::from_millis(50);
 /// By how much one sweep advances the core's clock at most, and so how stale the clock may be.
 const STEP_MAX: Duration = TICK.saturating_mul(2);
@@ -115,16 +115,18 @@ impl Entry {
     }
 
     /// Has a receive that two sweeps found waiting for a batch wait for it no more: what has come of it
-    /// is received at once.
-    fn let_go(&mut self) {
+    /// is received at once. Whether it has just done so: nobody is late whose bytes were kept waiting.
+    fn let_go(&mut self) -> bool {
         if self.noted.0 & Noted::BATCH == 0 || self.read_due == Due::NEVER {
-            return;
+            return false;
         }
-        self.sweeps += 1;
-        if self.sweeps == BATCH_SWEEPS {
+        self.sweeps = self.sweeps.saturating_add(1);
+        let lets_go = self.sweeps >= BATCH_SWEEPS;
+        if lets_go {
             self.noted.0 &= !Noted::BATCH;
             sys::set_low_water(self.fd, 1);
         }
+        lets_go && sys::has_bytes(self.fd)
     }
 
     /// Whether the next request has come and only waits for its turn: nobody is late then, nor idle.
@@ -209,7 +211,7 @@ impl Deadlines {
     /// A core that was not given its processor for a while finds everything overdue that others did
     /// in time, and even what it began a moment ago by its stale clock. So its own standstill counts
     /// as a step, not as anybody's silence.
-    fn sweep_at(&self, instant: Instant) {
+    pub(super) fn sweep_at(&self, instant: Instant) {
         let passed = instant.saturating_duration_since(self.swept.replace(instant));
         let step = passed.min(STEP_MAX).as_micros() as u64 + self.rest_us.get();
         self.rest_us.set(step % 1_000);
@@ -217,7 +219,8 @@ impl Deadlines {
         self.now_ms.set(now.0);
         let mut recalls = 0;
         for (_, entry) in self.sockets.borrow_mut().iter_mut() {
-            if entry.read_due <= now && !entry.is_called_upon() {
+            let has_let_go = entry.let_go();
+            if entry.read_due <= now && !has_let_go && !entry.is_called_upon() {
                 entry.read_due = Due::NEVER;
                 entry.noted.0 |= Noted::READ_EXPIRED;
                 sys::shutdown(entry.fd, Side::Read);
@@ -234,7 +237,6 @@ impl Deadlines {
                 recalls += 1;
                 canceller.cancel();
             }
-            entry.let_go();
         }
     }
 

@@ -52,6 +52,7 @@ mod tests {
         net::{TcpListener, TcpStream},
         os::fd::{AsFd, AsRawFd},
         rc::Rc,
+        time::{Duration, Instant},
     };
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -162,7 +163,7 @@ mod tests {
         let mut body = Body::new();
         body.note(FAST_BYTES, 1 << 20);
         body.send(1, 1);
-        let due = body.deadlines.due_in(std::time::Duration::from_secs(60));
+        let due = body.deadlines.due_in(Duration::from_secs(60));
         for _ in 0..3 {
             body.watch.set_read(due);
             body.deadlines.sweep();
@@ -180,5 +181,29 @@ mod tests {
         assert!(!body.watch.waits_for_batch());
         body.note(1, 1 << 20);
         assert!(body.watch.waits_for_batch());
+    }
+
+    #[test]
+    fn what_was_kept_waiting_is_not_late() {
+        for comes in [true, false] {
+            let mut body = Body::new();
+            body.note(FAST_BYTES, 1 << 20);
+            if comes {
+                body.send(1, 1);
+            }
+            let due = body.deadlines.due_in(Duration::from_millis(50));
+            body.watch.set_read(due);
+            // A core that was away for a while: its second sweep finds both.
+            let begin = Instant::now();
+            for passed in [100, 200] {
+                assert!(!body.is_readable() && !body.watch.read_expired());
+                let instant = begin + Duration::from_millis(passed);
+                body.deadlines.sweep_at(instant);
+            }
+            assert!(body.deadlines.is_past(due));
+            // Bytes, or the end that the sweep has made.
+            assert!(body.is_readable());
+            assert_eq!(body.watch.read_expired(), !comes);
+        }
     }
 }

@@ -109,11 +109,8 @@ impl Splice {
         let busy = pipes.begin()?;
         sys::set_nonblocking(source.watch().fd()).ok()?;
         sys::set_nonblocking(sink.watch().fd()).ok()?;
-        // A copied body's receives may have waited for batches. Fewer bytes come at its end and behind
-        // it, and nobody takes note of that here.
-        if source.watch().waits_for_batch() {
-            source.watch().set_batch(1);
-        }
+        let waits = source.watch().waits_for_batch();
+        debug_assert!(!waits, "nobody takes note of what is left");
         Some(Box::new(Self {
             pipe: pipes.take().ok()?,
             held: 0,
@@ -292,22 +289,6 @@ mod tests {
             assert!(waited <= 2 * TURN, "{waited} pieces");
             splice.end(&pipes);
             device.join().expect("it ended").expect("all of it");
-        });
-    }
-
-    /// As where a body came fast in small pieces before it was worth a pipe.
-    #[test]
-    fn a_pipe_waits_for_no_batch() {
-        on_a_ring(async {
-            let deadlines = Deadlines::new();
-            let (source, _source, _server) = socket(&deadlines);
-            let (_sink, sink, _device) = socket(&deadlines);
-            let watch = Rc::clone(source.share().watch());
-            watch.set_batch(limits::BATCH_BYTES);
-            let pipes = Pipes::default();
-            let splice = Splice::begin(&pipes, source.share(), sink.share());
-            assert!(!watch.waits_for_batch());
-            splice.expect("descriptors are left").end(&pipes);
         });
     }
 

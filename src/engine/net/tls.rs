@@ -9,7 +9,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use monoio::net::TcpStream;
 use rustls::{
-    ClientConfig,
+    ClientConfig, InvalidMessage,
     client::{ClientConnectionData, UnbufferedClientConnection},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic},
 };
@@ -23,8 +23,8 @@ use super::{
     stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
 use crate::limits::{
-    TLS_BURST_BYTES, TLS_FLIGHT_BYTES, TLS_HEADER_BYTES, TLS_PARKED_BYTES, TLS_RECORD_BYTES,
-    TLS_RECORD_OVERHEAD_BYTES, TLS_WIRE_RECORD_BYTES_MAX,
+    TLS_BURST_BYTES, TLS_FLIGHT_BYTES, TLS_HEADER_BYTES, TLS_HELD_BYTES_MAX, TLS_PARKED_BYTES,
+    TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES, TLS_WIRE_RECORD_BYTES_MAX,
 };
 
 /// The state both halves share.
@@ -288,7 +288,8 @@ impl Session {
         fitted
     }
 
-    /// Takes in what a receive brought, `received` bytes of it new.
+    /// Takes in what a receive brought, `received` bytes of it new. A peer that has too much kept has
+    /// ended the session.
     fn take_back(&mut self, lent: Vec<u8>, received: usize) {
         let has_filled = lent.len() == lent.capacity();
         self.is_brisk = received >= TLS_RECORD_BYTES / 2 && (self.is_brisk || has_filled);
@@ -296,6 +297,10 @@ impl Session {
             self.incoming = lent;
         } else {
             self.incoming.extend_from_slice(&lent);
+        }
+        if self.incoming.len() - self.processed > TLS_HELD_BYTES_MAX {
+            let too_large = InvalidMessage::HandshakePayloadTooLarge;
+            self.failure = Some(rustls::Error::InvalidMessage(too_large));
         }
     }
 

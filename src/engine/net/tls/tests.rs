@@ -51,7 +51,6 @@ fn offered_of_tls12() -> Arc<CryptoProvider> {
 }
 
 fn setup(provider: Arc<CryptoProvider>, asks_for_certificate: bool) -> Setup {
-    let version = provider.cipher_suites[0].version();
     let made = rcgen::generate_simple_self_signed(["server.example".to_owned()]);
     let rcgen::CertifiedKey { cert, signing_key } = made.expect("a certificate");
     let certificate: CertificateDer<'static> = cert.der().clone();

@@ -13,6 +13,7 @@ use rustls::{
 };
 
 use super::*;
+use crate::limits::TLS_HELD_BYTES_MAX;
 
 const DATA: u8 = 23;
 const HANDSHAKE: u8 = 22;
@@ -157,18 +158,13 @@ struct Victim {
     forge: Forge,
 }
 
-fn tls12() -> Arc<CryptoProvider> {
-    let mut provider = share_keys(aws_lc_rs::default_provider());
-    let wanted = CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
-    provider
-        .cipher_suites
-        .retain(|suite| suite.suite() == wanted);
-    Arc::new(provider)
-}
-
 impl Victim {
     fn new(is_tls13: bool) -> Self {
-        let provider = if is_tls13 { offered(100) } else { tls12() };
+        let provider = if is_tls13 {
+            offered(100)
+        } else {
+            offered_of_tls12()
+        };
         let mut setup = setup(provider, false);
         let told = Arc::new(Told::default());
         setup.far.key_log = Arc::clone(&told) as Arc<dyn KeyLog>;
@@ -487,6 +483,38 @@ fn pieces_of_a_handshake_message_are_no_record_of_data() {
     let next = victim.forge.data(b"next");
     let refused = Err(PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into());
     assert_eq!(victim.read(&next), (Vec::new(), refused));
+}
+
+/// As a receive brings them, one after the other.
+#[test]
+fn pieces_that_make_no_message_are_not_kept_for_ever() {
+    let mut victim = Victim::new(true);
+    let padding = TLS_RECORD_BYTES - 1;
+    // A ticket of 60,000 bytes begins, a byte in each record.
+    let message = [
+        &[
+            4,
+            0,
+            60_000_u16.to_be_bytes()[0],
+            60_000_u16.to_be_bytes()[1],
+        ][..],
+        &[0; 60_000],
+    ]
+    .concat();
+    let mut kept_max = 0;
+    let failed = message.iter().find_map(|byte| {
+        let record = victim.forge.seal(HANDSHAKE, &[*byte], padding);
+        let received = record.len();
+        victim.near.take_back(record, received);
+        kept_max = kept_max.max(victim.near.incoming.len());
+        victim.near.advance(&mut Vec::new(), 1, &[]).err()
+    });
+    let too_large = rustls::InvalidMessage::HandshakePayloadTooLarge;
+    assert_eq!(failed, Some(rustls::Error::InvalidMessage(too_large)));
+    assert!(
+        kept_max <= TLS_HELD_BYTES_MAX + TLS_WIRE_RECORD_BYTES_MAX,
+        "{kept_max}"
+    );
 }
 
 #[test]
