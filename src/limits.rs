@@ -222,9 +222,6 @@ pub const TLS_RECORD_BYTES: usize = 16_384;
 /// Records that one key may seal without rustls counting them; of the 2^24 that it
 /// allows AES-GCM (as RFC 8446 §5.5), the other half is left for those that it counts.
 pub const SEALED_RECORDS_MAX: u64 = 1 << 23;
-/// Bytes of plaintext whose records leave as one burst of TCP segments: 64 KiB at most, and of whole segments.
-/// With a few bytes more a short segment would follow each. 45 of 1,448 bytes are 65,160.
-pub const TLS_PIECE_BYTES: usize = 65_000;
 /// Bytes of a record's header.
 pub const TLS_HEADER_BYTES: usize = 5;
 /// Bytes that a record adds to its plaintext at most: header, nonce, type, tag.
@@ -332,8 +329,6 @@ const _: () = {
     assert!(PIPE_BYTES <= SPLICE_TURN_BYTES);
     assert!(TLS_RECORD_BYTES + TLS_RECORD_OVERHEAD_BYTES <= TLS_WIRE_RECORD_BYTES_MAX);
     assert!(TLS_FLIGHT_BYTES <= TLS_PARKED_BYTES);
-    // Four records, of header, nonce and tag, and what frames a chunk.
-    assert!(TLS_PIECE_BYTES + 4 * (5 + 8 + 16) + 16 <= 45 * 1_448);
     assert!(TLS_BURST_BYTES + TLS_WIRE_RECORD_BYTES_MAX <= TLS_HELD_BYTES_MAX);
     assert!(RELAY_BYTES_FLOOR <= RELAY_BYTES_DEFAULT && RELAY_BYTES_DEFAULT <= RELAY_BYTES_CEILING);
     assert!(RING_ENTRIES_FLOOR <= RING_ENTRIES_DEFAULT);

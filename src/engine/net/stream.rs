@@ -27,7 +27,7 @@ use super::{
     deadline::{Deadlines, Due, Watch},
     standby::StandbyReader,
     sys::{self, Side},
-    tls::{self, TlsReader, TlsWriter},
+    tls::{TlsReader, TlsWriter},
 };
 use crate::limits;
 
@@ -336,14 +336,6 @@ impl Writer {
         match self {
             Self::Plain(writer) => Some(writer.share()),
             Self::Tls(_) => None,
-        }
-    }
-
-    /// How many of the `room` bytes that a piece of a body may have are best sent at once.
-    pub fn piece(&self, room: usize) -> usize {
-        match self {
-            Self::Plain(_) => room,
-            Self::Tls(_) => tls::piece(room),
         }
     }
 

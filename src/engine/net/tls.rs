@@ -24,7 +24,7 @@ use super::{
 };
 use crate::limits::{
     TLS_BURST_BYTES, TLS_FLIGHT_BYTES, TLS_HEADER_BYTES, TLS_HELD_BYTES_MAX, TLS_PARKED_BYTES,
-    TLS_PIECE_BYTES, TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES, TLS_WIRE_RECORD_BYTES_MAX,
+    TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES, TLS_WIRE_RECORD_BYTES_MAX,
 };
 
 /// The state both halves share.
@@ -352,14 +352,6 @@ fn encrypt(
         *key = Some(newest);
     }
     Ok(())
-}
-
-/// See [`Writer::piece`]: whole bursts of segments, or less than one.
-pub fn piece(room: usize) -> usize {
-    match room / TLS_PIECE_BYTES {
-        0 => room,
-        bursts => bursts * TLS_PIECE_BYTES,
-    }
 }
 
 /// Lets `encode` write behind the `filled` bytes of `buffer`, with at least `room` free; asked for

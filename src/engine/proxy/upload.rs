@@ -120,7 +120,6 @@ impl Upload<'_> {
         let buffers = &self.shard.buffers;
         let mut buffer = buffers.refit(buffer, self.last);
         let room = relay::make_room(&mut buffer).min(buffers.relay_bytes());
-        let room = self.upstream.piece(room);
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         let (result, mut buffer) = self.device.read(buffer, self.intake.room(room), due).await;
         if self.flow.response.get() == ResponsePhase::Over {

@@ -382,25 +382,3 @@ fn every_handshake_leads_to_a_key_that_the_server_knows() {
         }
     }
 }
-
-#[test]
-fn a_piece_is_sealed_into_whole_bursts_of_segments() {
-    for (room, expected) in [
-        (4_096, 4_096),
-        (64_999, 64_999),
-        (65_536, 65_000),
-        (262_144, 260_000),
-    ] {
-        assert_eq!(piece(room), expected);
-    }
-    for offered in [offered(100), offered_of_tls12()] {
-        let setup = setup(offered, false);
-        let mut pair = Pair::new(&Arc::new(setup.near), &Arc::new(setup.far));
-        pair.write(b"first");
-        pair.send();
-        pair.write(&vec![b'x'; piece(65_536)]);
-        // Segments of an Ethernet's length, of which the kernel makes no more than 64 KiB at once.
-        let burst = 44 * 1_448..=45 * 1_448;
-        assert!(burst.contains(&pair.near.sealed), "{}", pair.near.sealed);
-    }
-}
