@@ -35,6 +35,16 @@ fn ask(url: &str, upstream: &Upstream, authority: &Authority, extra: &str) -> Me
     answer
 }
 
+/// A gateway to `upstream`, trusting `authority`.
+fn gateway(upstream: &Upstream, authority: &Authority) -> Gateway {
+    let server = format!(
+        "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
+        upstream.address,
+        quoted(&authority.pem()),
+    );
+    Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]))
+}
+
 fn serve(leaf: &Leaf, clients: Option<&Authority>) -> Upstream {
     Upstream::start_tls(Authority::server_config(leaf, clients), echo)
 }
@@ -169,12 +179,7 @@ fn both_versions_carry_bodies_of_any_size() {
             }
             Ok(())
         });
-        let server = format!(
-            "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
-            upstream.address,
-            quoted(&authority.pem()),
-        );
-        let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+        let gateway = gateway(&upstream, &authority);
         let mut device = device::Device::connect("127.0.0.7", gateway.address());
         // Around the sizes of records and of buffers.
         for size in [
@@ -214,12 +219,7 @@ fn a_server_may_renew_the_keys_amid_bodies_both_ways() {
         }
         Ok(())
     });
-    let server = format!(
-        "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
-        upstream.address,
-        quoted(&authority.pem()),
-    );
-    let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+    let gateway = gateway(&upstream, &authority);
     let mut device = device::Device::connect("127.0.0.7", gateway.address());
     let size = PIECE * PIECES;
     let body: Vec<u8> = (0..size).map(|index| (index * 7 % 251) as u8).collect();
@@ -258,12 +258,7 @@ fn a_server_that_pauses_within_a_fast_answer_keeps_nobody_waiting() {
             }
             Ok(())
         });
-    let server = format!(
-        "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
-        upstream.address,
-        quoted(&authority.pem()),
-    );
-    let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+    let gateway = gateway(&upstream, &authority);
     let mut device = device::Device::connect("127.0.0.7", gateway.address());
     for _ in 0..2 {
         device.send("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
@@ -302,12 +297,7 @@ fn what_came_before_a_session_broke_is_the_servers_answer() {
                 }
                 Ok(())
             });
-            let server = format!(
-                "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
-                upstream.address,
-                quoted(&authority.pem()),
-            );
-            let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+            let gateway = gateway(&upstream, &authority);
             let mut device = device::Device::connect("127.0.0.7", gateway.address());
             for connections in 1..=3 {
                 let answer = device.ask(GET);
@@ -355,12 +345,7 @@ fn an_answer_cut_off_below_tls_never_passes_for_complete() {
         // Without TLS' own goodbye, an attacker in between may have cut it.
         conversation.cut()
     });
-    let server = format!(
-        "[[account.server]]\nurl = \"https://{}\"\nca = {}\n",
-        upstream.address,
-        quoted(&authority.pem()),
-    );
-    let gateway = Gateway::with(&account("acme", &server, &[("press-07", "127.0.0.7")]));
+    let gateway = gateway(&upstream, &authority);
     for request in [GET, "GET / HTTP/1.0\r\n\r\n"] {
         let mut device = device::Device::connect("127.0.0.7", gateway.address());
         device.send(request);
