@@ -109,8 +109,7 @@ impl Splice {
         let busy = pipes.begin()?;
         sys::set_nonblocking(source.watch().fd()).ok()?;
         sys::set_nonblocking(sink.watch().fd()).ok()?;
-        let waits = source.watch().waits_for_batch();
-        debug_assert!(!waits, "nobody takes note of what is left");
+        debug_assert!(!source.watch().waits_for_batch(), "nobody would end that");
         Some(Box::new(Self {
             pipe: pipes.take().ok()?,
             held: 0,

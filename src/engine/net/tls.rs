@@ -424,8 +424,7 @@ impl TlsReader {
         if self.socket.is_posted() {
             return;
         }
-        let waits = self.socket.watch().waits_for_batch();
-        debug_assert!(!waits, "nothing is sure to come");
+        debug_assert!(!self.socket.watch().waits_for_batch(), "nothing may come");
         let session = &mut *self.session.borrow_mut();
         if session.outgoing.capacity() > TLS_PARKED_BYTES && session.sealed == 0 {
             session.outgoing = Vec::new();
