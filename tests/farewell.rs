@@ -113,3 +113,29 @@ fn a_device_that_may_still_be_sending_is_listened_to() {
     }
     gateway.stop();
 }
+
+#[test]
+fn an_answer_that_does_not_go_at_once_is_whole_all_the_same() {
+    const BYTES: usize = 9_000_000;
+    let upstream = Upstream::start(|conversation| {
+        let request = conversation.request()?.expect("a request");
+        if request.target() == "/length" {
+            return conversation.answer(vec![b'x'; BYTES]);
+        }
+        conversation.write("HTTP/1.1 200 OK\r\n\r\n")?;
+        conversation.write(vec![b'x'; BYTES])?;
+        conversation.say_goodbye()
+    });
+    let gateway = Gateway::with(&acme(&upstream.url()));
+    for target in ["/length", "/until-close"] {
+        for line in ["HTTP/1.1\r\nConnection: close", "HTTP/1.0"] {
+            let mut press = Device::connect(PRESS, gateway.address());
+            press.send(format!("GET {target} {line}\r\nHost: m2u\r\n\r\n"));
+            // More than the sockets hold: its end waits until the device reads.
+            let rest = press.receive_rest().unwrap();
+            let body = rest.iter().filter(|byte| **byte == b'x').count();
+            assert_eq!(body, BYTES, "{target} {line}");
+        }
+    }
+    gateway.stop();
+}
