@@ -438,11 +438,9 @@ impl Watch {
         sys::shutdown(self.fd, side);
     }
 
-    /// Sends as much of `bytes` as goes at once, and answers how much that was; the last segment waits
-    /// for the end that must follow, so that both leave as one. What is in the way of the rest, the
-    /// next send meets.
-    pub fn send_before_end(&self, bytes: &[u8]) -> usize {
-        sys::send_before_end(self.fd, bytes).unwrap_or(0)
+    /// Has what is sent next wait for the end that follows at once, so that both take one segment.
+    pub fn hold_last_segment(&self) {
+        sys::hold_last_segment(self.fd);
     }
 
     /// Ends the connection by a reset: what was sent so far must not pass for complete.

@@ -37,16 +37,12 @@ pub fn shutdown(fd: RawFd, side: Side) {
     unsafe { libc::shutdown(fd, how) };
 }
 
-/// Sends as many of `bytes` as go without waiting. Those that do not fill a segment wait for what is
-/// said next, which is the end: both leave as one (`MSG_MORE`, send(2)).
-///
-/// # Errors
-/// `WouldBlock` if the socket takes none now, else what the kernel said.
-pub fn send_before_end(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+/// Has the last bytes that do not fill a segment wait for what is said next, which is the end: both
+/// leave as one (`TCP_CORK`, tcp(7)). Where it fails they leave by themselves.
+pub fn hold_last_segment(fd: RawFd) {
     // SAFETY: the caller owns the socket for the whole call.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let flags = libc::MSG_MORE | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    SockRef::from(&borrowed).send_with_flags(bytes, flags)
+    let _ = SockRef::from(&borrowed).set_tcp_cork(true);
 }
 
 /// Takes what waits in a listener's queue, at most `count` connections, and never waits for more.

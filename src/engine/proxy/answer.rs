@@ -321,11 +321,13 @@ impl<'a> Answer<'a> {
         let mut is_watched = false;
         let broken = loop {
             if intake.is_done() {
-                if downstream == Persist::Close && begin < buffer.len() {
-                    begin += self.device_watch.send_before_end(&buffer[begin..]);
-                }
                 is_watched = match begin < buffer.len() {
-                    true => self.watch_upstream(upstream),
+                    true => {
+                        if downstream == Persist::Close {
+                            self.device_watch.hold_last_segment();
+                        }
+                        self.watch_upstream(upstream)
+                    }
                     // Nothing is left to send, so the ring does not turn.
                     false => self.upstream_watch.is_quiet(),
                 };
@@ -378,7 +380,6 @@ impl<'a> Answer<'a> {
             None => Ended::Over {
                 after: match downstream {
                     Persist::Keep => After::Keep,
-                    Persist::Close if self.is_last_request() => After::Done,
                     Persist::Close => After::Linger,
                 },
                 upstream: if may_idle { upstream } else { Persist::Close },
@@ -394,11 +395,6 @@ impl<'a> Answer<'a> {
             self.upstream.park();
         }
         may_idle
-    }
-
-    /// Whether the device has sent all of its request, and said that no other follows (RFC 9112 §9.6).
-    fn is_last_request(&self) -> bool {
-        self.plan.persist == Persist::Close && self.flow.request.get() == RequestPhase::Sent
     }
 
     /// Whether what is still to come is worth a pipe: whoever trickles gets none.

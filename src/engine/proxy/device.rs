@@ -32,9 +32,6 @@ use crate::{
 pub enum After {
     /// It may carry another request.
     Keep,
-    /// It has been answered, and was the last request by the device's own word: it ends, unless
-    /// something has come behind it all the same.
-    Done,
     /// It has been answered; what the device still sends is read and thrown away for a while.
     Linger,
     /// It ends.
@@ -175,8 +172,7 @@ impl Device {
             }
             After::Keep | After::Close => {}
             After::Reset => self.watch.reset(),
-            After::Done if self.inbox.is_empty() && !self.watch.has_bytes() => {}
-            After::Done | After::Linger => self.linger(shard).await,
+            After::Linger => self.linger(shard).await,
         }
         shard.buffers.put(self.inbox);
         stream::close(self.reader, self.writer, self.watch);
