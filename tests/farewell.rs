@@ -31,6 +31,8 @@ const OTHER: &str = "127.0.0.8";
 const TRIES: usize = 20;
 /// More than a small window takes, less than the gateway's socket holds.
 const BYTES: usize = 400_000;
+/// One core, and one idle connection to the server.
+const FLAGS: &[&str] = &["--cores", "0", "--pool-per-core", "1"];
 const LAST_REQUESTS: [&str; 2] = [
     "GET / HTTP/1.0\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: m2u\r\nConnection: close\r\n\r\n",
@@ -63,7 +65,8 @@ fn begin(gateway: SocketAddr, request: &str) -> (TcpStream, [u8; 12]) {
 }
 
 /// Asks as `begin` does, as soon as there is a place, and waits until all of the answer has left the
-/// gateway: the connection to the server on which it came serves another device then.
+/// gateway: the connection to the server on which it came serves another device then, and there is no
+/// other that could.
 fn begin_and_wait(gateway: &Gateway, upstream: &Upstream, request: &str) -> TcpStream {
     let mut begun = None;
     wait_until("a place", || {
@@ -73,8 +76,8 @@ fn begin_and_wait(gateway: &Gateway, upstream: &Upstream, request: &str) -> TcpS
     });
     wait_until("the answer to leave the gateway", || {
         let before = upstream.connections();
-        device::ask(OTHER, gateway.address(), LAST_REQUESTS[0]);
-        upstream.connections() == before
+        let is_served = device::ask(OTHER, gateway.address(), LAST_REQUESTS[0]).status() == 200;
+        is_served && upstream.connections() == before
     });
     begun.unwrap()
 }
@@ -85,7 +88,7 @@ fn a_device_that_takes_no_answer_keeps_its_place_for_a_while() {
     let limits = "[limits]\nconnections_per_address = 1\n";
     let config = format!("{PREAMBLE}{limits}{}", acme(&upstream.url()));
     for request in LAST_REQUESTS {
-        let gateway = Gateway::start_with(&config, &["--cores", "0"]);
+        let gateway = Gateway::start_with(&config, FLAGS);
         let is_refused = (0..TRIES).any(|_| {
             let _held = begin_and_wait(&gateway, &upstream, request);
             begin(gateway.address(), request).1.ends_with(b"429")
@@ -98,10 +101,8 @@ fn a_device_that_takes_no_answer_keeps_its_place_for_a_while() {
 #[test]
 fn a_byte_behind_the_last_request_does_not_cost_the_answer() {
     let upstream = Upstream::start(answer);
-    let gateway = Gateway::start_with(
-        &format!("{PREAMBLE}{}", acme(&upstream.url())),
-        &["--cores", "0"],
-    );
+    let config = format!("{PREAMBLE}{}", acme(&upstream.url()));
+    let gateway = Gateway::start_with(&config, FLAGS);
     for request in LAST_REQUESTS {
         let mut in_time = 0;
         for _ in 0..TRIES {
