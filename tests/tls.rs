@@ -5,7 +5,9 @@
 mod common;
 
 use std::{
+    fs,
     io::Write,
+    process::Command,
     sync::{Arc, Mutex, mpsc},
 };
 
@@ -164,6 +166,34 @@ fn a_server_that_demands_a_certificate_gets_it_or_is_told_apart() {
                 "{version:?} {extra}"
             );
             assert!(upstream.requests().is_empty());
+        }
+    }
+}
+
+#[test]
+fn keys_of_either_kind_serve_on_both_sides_in_whatever_form_they_are_kept() {
+    for (authority, form) in [
+        (Authority::new("ECDSA CA"), "BEGIN EC PRIVATE KEY"),
+        (Authority::with_rsa_keys("RSA CA"), "BEGIN RSA PRIVATE KEY"),
+    ] {
+        let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+        let client = authority.client("m2u.talk2m.com");
+        let old = authority.path("traditional.key");
+        let mut convert = Command::new("openssl");
+        convert.args(["pkey", "-traditional", "-in"]);
+        convert.arg(&client.key).arg("-out").arg(&old);
+        assert!(convert.status().unwrap().success());
+        let is_old = fs::read_to_string(&old).unwrap().contains(form);
+        assert!(is_old, "openssl wrote no {form}");
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            for key in [&client.key, &old] {
+                let config = versions(&leaf, Some(&authority), version);
+                let upstream = Upstream::start_tls(config, echo);
+                let (pem, key) = (quoted(&client.pem), quoted(key));
+                let extra = format!("client_certificate = {pem}\nclient_key = {key}\n");
+                let answer = ask("https://127.0.0.1", &upstream, &authority, &extra);
+                assert_eq!(answer.status(), 200, "{form} {version:?} {key}");
+            }
         }
     }
 }

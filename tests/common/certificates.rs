@@ -8,7 +8,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
 };
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -23,6 +23,7 @@ pub struct Authority {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
     der: CertificateDer<'static>,
+    make_key: fn() -> KeyPair,
 }
 
 /// A certificate and its key, as files and as bytes.
@@ -41,13 +42,25 @@ pub enum Validity {
 }
 
 impl Authority {
+    /// One that signs with ECDSA, as do those that it certifies.
     pub fn new(name: &str) -> Self {
+        Self::with_keys(name, || KeyPair::generate().unwrap())
+    }
+
+    /// One that signs with RSA, as do those that it certifies.
+    pub fn with_rsa_keys(name: &str) -> Self {
+        Self::with_keys(name, || {
+            KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap()
+        })
+    }
+
+    fn with_keys(name: &str, make_key: fn() -> KeyPair) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
+        let key = make_key();
         let certificate = params.self_signed(&key).unwrap();
         fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
         let der = certificate.der().clone();
@@ -55,6 +68,7 @@ impl Authority {
             dir,
             issuer: Issuer::new(params, key),
             der,
+            make_key,
         }
     }
 
@@ -99,7 +113,7 @@ impl Authority {
         params
             .distinguished_name
             .push(DnType::CommonName, common_name);
-        let key = KeyPair::generate().unwrap();
+        let key = (self.make_key)();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let file = common_name.replace(['.', ':', '*'], "_");
         let leaf = Leaf {
