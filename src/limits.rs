@@ -124,6 +124,8 @@ pub const CONNECTION_TASK_BYTES_MAX: usize = 256 - 48;
 pub const DORMANT_AFTER: Duration = Duration::from_secs(1);
 /// Connections of one core that are made dormant in one tick at most, as the others wait meanwhile.
 pub const RECALLS_PER_TICK_MAX: usize = 256;
+/// Connections of one core that look in one tick whether their device has its answer, at most.
+pub const WOKEN_PER_SWEEP_MAX: usize = 1_024;
 /// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
 /// or for what trickles of a body.
 pub const PARKED_BYTES: usize = 2_048;
@@ -171,6 +173,9 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// How long it may go on sending: what it sends is thrown away, so that the answer is not lost to a
 /// reset.
 pub const LINGER_TOTAL: Duration = Duration::from_secs(30);
+/// How long a device may at least acknowledge nothing of its last answer before its connection is reset;
+/// `timeouts.body` may allow more.
+pub const DELIVERY_PATIENCE_FLOOR: Duration = Duration::from_secs(30);
 /// Addresses of one upstream that are tried for one request.
 pub const ADDRESSES_PER_UPSTREAM_MAX: usize = 16;
 /// How long an address at which nobody answered is tried after all others.

@@ -1,18 +1,17 @@
-//! How a device's connection ends behind its last answer, where the device leaves its own side open:
-//! the connection counts for a while although nobody takes the answer, and what the device sends all the
-//! same does not cost it the answer.
+//! How a device's connection ends behind its last answer: it counts until the device's system has all of
+//! that, whether the device has ended its side or is silent, and what the device sends all the same does
+//! not cost it the answer.
 //!
-//! Says nothing of a device that has ended its side: such a connection is closed, and counts no more,
-//! as soon as the kernel has its answer. One that is silent for [`LINGER`] is left to the kernel as
-//! well, so tries that took longer show nothing.
+//! Says nothing of how long a device may take nothing at all (`engine::net::stream`'s own tests do), nor
+//! of bytes that come behind [`LINGER`] of silence.
 
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::Instant,
 };
 
@@ -37,6 +36,7 @@ const LAST_REQUESTS: [&str; 2] = [
     "GET / HTTP/1.0\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: m2u\r\nConnection: close\r\n\r\n",
 ];
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 
 fn answer(conversation: &mut Conversation) -> Step {
     while conversation.request()?.is_some() {
@@ -49,8 +49,15 @@ fn count(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| **byte == b'x').count()
 }
 
+/// What a device does behind its last request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    Silence,
+    End,
+}
+
 /// Asks on a connection with a small window, and reads no more than a status.
-fn begin(gateway: SocketAddr, request: &str) -> (TcpStream, [u8; 12]) {
+fn begin(gateway: SocketAddr, request: &str, behind: Behind) -> (TcpStream, [u8; 12]) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     let source: SocketAddr = format!("{PRESS}:0").parse().unwrap();
@@ -59,6 +66,9 @@ fn begin(gateway: SocketAddr, request: &str) -> (TcpStream, [u8; 12]) {
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
+    if behind == Behind::End {
+        stream.shutdown(Shutdown::Write).unwrap();
+    }
     let mut status = [0; 12];
     stream.read_exact(&mut status).unwrap();
     (stream, status)
@@ -67,10 +77,15 @@ fn begin(gateway: SocketAddr, request: &str) -> (TcpStream, [u8; 12]) {
 /// Asks as `begin` does, as soon as there is a place, and waits until all of the answer has left the
 /// gateway: the connection to the server on which it came serves another device then, and there is no
 /// other that could.
-fn begin_and_wait(gateway: &Gateway, upstream: &Upstream, request: &str) -> TcpStream {
+fn begin_and_wait(
+    gateway: &Gateway,
+    upstream: &Upstream,
+    request: &str,
+    behind: Behind,
+) -> TcpStream {
     let mut begun = None;
     wait_until("a place", || {
-        let (press, status) = begin(gateway.address(), request);
+        let (press, status) = begin(gateway.address(), request, behind);
         begun = status.ends_with(b"200").then_some(press);
         begun.is_some()
     });
@@ -82,20 +97,66 @@ fn begin_and_wait(gateway: &Gateway, upstream: &Upstream, request: &str) -> TcpS
     begun.unwrap()
 }
 
+/// Reads what is left of an answer; how much of it that was, and why it was no more.
+fn read_rest(press: &mut TcpStream) -> (usize, Option<io::Error>) {
+    let mut rest = Vec::new();
+    let received = press.read_to_end(&mut rest);
+    (count(&rest), received.err())
+}
+
+/// Waits until the gateway waits no longer for what a device says that has its answer already.
+fn wait_for_silence(gateway: &Gateway) {
+    let mut silent = Device::connect(OTHER, gateway.address());
+    silent.send(LAST_REQUESTS[0]);
+    assert_eq!(count(&silent.receive_rest().unwrap()), BYTES);
+    wait_until("the silent device's place", || {
+        device::ask(OTHER, gateway.address(), LAST_REQUESTS[0]).status() == 200
+    });
+}
+
 #[test]
-fn a_device_that_takes_no_answer_keeps_its_place_for_a_while() {
+fn a_device_that_takes_no_answer_keeps_its_place_until_it_does() {
     let upstream = Upstream::start(answer);
     let limits = "[limits]\nconnections_per_address = 1\n";
     let config = format!("{PREAMBLE}{limits}{}", acme(&upstream.url()));
-    for request in LAST_REQUESTS {
-        let gateway = Gateway::start_with(&config, FLAGS);
-        let is_refused = (0..TRIES).any(|_| {
-            let _held = begin_and_wait(&gateway, &upstream, request);
-            begin(gateway.address(), request).1.ends_with(b"429")
-        });
-        assert!(is_refused, "{request}: any number of connections");
-        gateway.stop();
+    let gateway = Gateway::start_with(&config, FLAGS);
+    for (request, behind) in [
+        (LAST_REQUESTS[0], Behind::Silence),
+        (LAST_REQUESTS[1], Behind::Silence),
+        (LAST_REQUESTS[0], Behind::End),
+        (LAST_REQUESTS[1], Behind::End),
+        (REQUEST, Behind::End),
+    ] {
+        let mut held = begin_and_wait(&gateway, &upstream, request, behind);
+        if behind == Behind::Silence {
+            wait_for_silence(&gateway);
+        }
+        for _ in 0..TRIES {
+            let (_refused, status) = begin(gateway.address(), request, behind);
+            assert!(status.ends_with(b"429"), "{request} {behind:?}");
+        }
+        let outcome = read_rest(&mut held);
+        assert!(matches!(outcome, (BYTES, None)), "{request}: {outcome:?}");
     }
+    let is_served = || {
+        begin(gateway.address(), REQUEST, Behind::End)
+            .1
+            .ends_with(b"200")
+    };
+    wait_until("the last place", is_served);
+    gateway.stop();
+}
+
+#[test]
+fn a_gateway_that_ends_leaves_the_answer_to_the_kernel() {
+    let upstream = Upstream::start(answer);
+    let timeouts = "[timeouts]\ndrain = \"600s\"\n";
+    let config = format!("{PREAMBLE}{timeouts}{}", acme(&upstream.url()));
+    let gateway = Gateway::start_with(&config, FLAGS);
+    let mut held = begin_and_wait(&gateway, &upstream, REQUEST, Behind::End);
+    gateway.stop();
+    let outcome = read_rest(&mut held);
+    assert!(matches!(outcome, (BYTES, None)), "{outcome:?}");
 }
 
 #[test]
@@ -107,13 +168,12 @@ fn a_byte_behind_the_last_request_does_not_cost_the_answer() {
         let mut in_time = 0;
         for _ in 0..TRIES {
             let begun = Instant::now();
-            let mut press = begin_and_wait(&gateway, &upstream, request);
-            let mut rest = Vec::new();
+            let mut press = begin_and_wait(&gateway, &upstream, request, Behind::Silence);
             let sent = press.write_all(b"\r\n");
-            let received = sent.and_then(|()| press.read_to_end(&mut rest));
+            let outcome = read_rest(&mut press);
             if begun.elapsed() < LINGER {
                 in_time += 1;
-                let outcome = (count(&rest), received.err());
+                sent.unwrap();
                 assert!(matches!(outcome, (BYTES, None)), "{request}: {outcome:?}");
             }
         }

@@ -8,10 +8,13 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     fmt,
+    future::{Future, poll_fn},
     net::{IpAddr, Ipv6Addr},
     os::fd::RawFd,
     rc::Rc,
+    task::{Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -58,6 +61,8 @@ pub struct Deadlines {
     sockets: RefCell<Slab<Entry>>,
     /// Of the sockets whose speaker has an IPv6 address.
     speakers_v6: RefCell<HashMap<u32, Ipv6Addr>>,
+    /// Who waits for a sweep, in the order in which they came.
+    waiting: RefCell<VecDeque<Waker>>,
 }
 
 #[derive(Debug)]
@@ -153,6 +158,7 @@ impl Deadlines {
             rest_us: Cell::new(0),
             sockets: RefCell::new(Slab::new()),
             speakers_v6: RefCell::default(),
+            waiting: RefCell::default(),
         })
     }
 
@@ -238,6 +244,24 @@ impl Deadlines {
                 canceller.cancel();
             }
         }
+        let mut waiting = self.waiting.borrow_mut();
+        let woken = waiting.len().min(limits::WOKEN_PER_SWEEP_MAX);
+        waiting.drain(..woken).for_each(Waker::wake);
+    }
+
+    /// Waits for a sweep: the next one, or one soon after if many wait.
+    pub fn swept(&self) -> impl Future<Output = ()> {
+        let mut is_waiting = false;
+        poll_fn(
+            move |context| match std::mem::replace(&mut is_waiting, true) {
+                true => Poll::Ready(()),
+                false => {
+                    let waker = context.waker().clone();
+                    self.waiting.borrow_mut().push_back(waker);
+                    Poll::Pending
+                }
+            },
+        )
     }
 
     /// Ends every connection, whatever it is doing.
@@ -416,6 +440,11 @@ impl Watch {
     /// Whether nothing has arrived that no receive was posted for; a system call.
     pub fn is_quiet(&self) -> bool {
         sys::is_quiet(self.fd)
+    }
+
+    /// Bytes that the peer has not acknowledged; a system call.
+    pub fn unacknowledged(&self) -> usize {
+        sys::unacknowledged(self.fd)
     }
 
     /// Whether bytes wait to be received; a system call.

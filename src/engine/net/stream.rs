@@ -506,4 +506,149 @@ impl SocketWriter {
     pub fn finish(&self) {
         self.watch.shutdown(Side::Write);
     }
+
+    /// Waits until the peer's system has acknowledged all that was sent. It may take any time over it,
+    /// as long as it never takes nothing for longer than `patience`, which resets the connection. Looks
+    /// at every sweep, and ends as well when `is_abandoned` says so.
+    pub async fn see_delivered(&self, patience: Duration, is_abandoned: impl Fn() -> bool) {
+        let deadlines = self.watch.deadlines();
+        let mut owed = usize::MAX;
+        let mut due = Due::NEVER;
+        while !is_abandoned() {
+            let still_owed = self.watch.unacknowledged();
+            if still_owed == 0 {
+                return;
+            }
+            if still_owed < owed {
+                due = deadlines.due_in(patience);
+                owed = still_owed;
+            } else if deadlines.is_past(due) {
+                return self.watch.reset();
+            }
+            deadlines.swept().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::Cell,
+        io::{Read, Write},
+        net::{TcpListener, TcpStream as StdStream},
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        task::{Context, Wake, Waker},
+        time::Instant,
+    };
+
+    use monoio::{IoUringDriver, RuntimeBuilder};
+
+    use super::{super::deadline::TICK, *};
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const SWEEPS: usize = (PATIENCE.as_millis() / TICK.as_millis()) as usize;
+
+    /// Whether a future asks to be polled.
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends as much to a peer that reads nothing as goes, and the end, and sees that delivered, while
+    /// the peer does as `act` says before each sweep; answers the peer, how much was sent, and by how
+    /// many sweeps all was over.
+    fn deliver(
+        is_abandoned: impl Fn() -> bool,
+        mut act: impl FnMut(usize, &mut StdStream, &Watch),
+    ) -> (StdStream, usize, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let mut peer = StdStream::connect(listener.local_addr().expect("bound")).expect("connect");
+        let (mut near, _) = listener.accept().expect("accept");
+        near.set_nonblocking(true).expect("a socket");
+        let piece = [b'x'; 65_536];
+        let sent = std::iter::from_fn(|| near.write(&piece).ok()).sum();
+        let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+            .build()
+            .expect("a ring");
+        let sweeps = runtime.block_on(async {
+            let deadlines = Deadlines::new();
+            let socket = TcpStream::from_std(near).expect("a socket");
+            let (reader, writer, watch) = split(socket, &deadlines);
+            writer.finish();
+            let woken = Arc::new(Woken(AtomicBool::new(true)));
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut context = Context::from_waker(&waker);
+            let mut delivered = Box::pin(writer.see_delivered(PATIENCE, is_abandoned));
+            let (mut sweeps, mut at) = (0, Instant::now());
+            loop {
+                assert!(woken.0.swap(false, Ordering::Relaxed), "each sweep wakes");
+                if delivered.as_mut().poll(&mut context).is_ready() {
+                    break;
+                }
+                act(sweeps, &mut peer, &watch);
+                sweeps += 1;
+                at += TICK;
+                deadlines.sweep_at(at);
+            }
+            drop(delivered);
+            close(reader, writer, watch);
+            sweeps
+        });
+        (peer, sent, sweeps)
+    }
+
+    fn rest(mut peer: StdStream) -> (usize, Option<io::ErrorKind>) {
+        let mut rest = Vec::new();
+        let outcome = peer.read_to_end(&mut rest);
+        (rest.len(), outcome.err().map(|error| error.kind()))
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_reset_once_patience_is_over() {
+        let (peer, sent, sweeps) = deliver(|| false, |_, _, _| {});
+        assert!(sweeps >= SWEEPS, "{sweeps}");
+        let (received, outcome) = rest(peer);
+        assert!(received < sent);
+        assert_eq!(outcome, Some(io::ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn a_peer_that_takes_its_time_gets_everything() {
+        let mut received = 0;
+        let reads_late = |sweep, peer: &mut StdStream, watch: &Watch| {
+            let owed = watch.unacknowledged();
+            while sweep % (SWEEPS / 2) == 0 && watch.unacknowledged() == owed {
+                received += peer.read(&mut [0; 262_144]).expect("what was sent");
+            }
+        };
+        let (peer, sent, sweeps) = deliver(|| false, reads_late);
+        assert!(sweeps > SWEEPS, "{sweeps} sweeps show nothing");
+        assert_eq!(rest(peer), (sent - received, None));
+    }
+
+    #[test]
+    fn a_delivery_that_is_abandoned_is_the_kernels() {
+        let looks = Cell::new(0);
+        let is_abandoned = || looks.replace(looks.get() + 1) == 3;
+        let (peer, sent, sweeps) = deliver(is_abandoned, |_, _, _| {});
+        assert_eq!(sweeps, 3);
+        assert_eq!(rest(peer), (sent, None));
+    }
+
+    #[test]
+    fn a_peer_that_has_gone_is_not_waited_for() {
+        let goes = |sweep, peer: &mut StdStream, watch: &Watch| {
+            if sweep == 2 {
+                sys::reset(peer.as_raw_fd());
+                while sys::is_quiet(watch.fd()) {}
+            }
+        };
+        assert_eq!(deliver(|| false, goes).2, 3);
+    }
 }

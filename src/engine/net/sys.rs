@@ -90,6 +90,22 @@ pub fn has_bytes(fd: RawFd) -> bool {
     answer == 0 && count > 0
 }
 
+/// Bytes of a connection that its peer has not acknowledged, its end counting as one more once that was
+/// sent (`SIOCOUTQ`, tcp(7)); 0 if it is no connection any more, of which the kernel keeps nothing.
+pub fn unacknowledged(fd: RawFd) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the number lives on our stack for the whole call, and has the type that it fills.
+    let answer = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut count) };
+    let count = if answer == 0 { count } else { 0 };
+    // SAFETY: the caller owns the socket for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    // A connection that was reset goes on to say what it held when that happened.
+    match usize::try_from(count) {
+        Ok(count) if count > 0 && SockRef::from(&borrowed).peer_addr().is_ok() => count,
+        _ => 0,
+    }
+}
+
 /// A pipe that holds `bytes` if the kernel lets it: its end, to be read from, and its beginning.
 ///
 /// # Errors

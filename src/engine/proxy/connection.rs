@@ -225,7 +225,7 @@ impl Visit {
             }),
             Pause::End(after, ending) => {
                 device.end(&shard, after).await;
-                // A connection that lingers still counts.
+                // Until its device has its answer it still counts.
                 drop(charged);
                 Outcome::Ended(ending)
             }

@@ -170,12 +170,29 @@ impl Device {
             After::Keep | After::Close if self.watch.has_bytes() => {
                 self.watch.shutdown(Side::Both);
             }
-            After::Keep | After::Close => {}
+            After::Keep | After::Close => self.see_off(shard).await,
             After::Reset => self.watch.reset(),
-            After::Linger => self.linger(shard).await,
+            After::Linger => {
+                self.linger(shard).await;
+                self.see_off(shard).await;
+            }
         }
         shard.buffers.put(self.inbox);
         stream::close(self.reader, self.writer, self.watch);
+    }
+
+    /// Waits until the device's system has all that was sent, which is no wait for most. Closed before,
+    /// the connection would leave the rest with the kernel and count no more: a device that takes
+    /// nothing could have any number of answers wait for it. A drain leaves the rest to the kernel.
+    async fn see_off(&mut self, shard: &Shard) {
+        if self.watch.unacknowledged() == 0 {
+            return;
+        }
+        shard.buffers.put(std::mem::take(&mut self.inbox));
+        let patience = shard.timeouts.body.max(limits::DELIVERY_PATIENCE_FLOOR);
+        self.writer.finish();
+        let is_abandoned = || shard.is_draining();
+        self.writer.see_delivered(patience, is_abandoned).await;
     }
 
     /// Ends a connection whose device may still be sending: closing at once would reset it, and the
