@@ -135,6 +135,9 @@ fn a_device_that_takes_no_answer_keeps_its_place_until_it_does() {
             let (_refused, status) = begin(gateway.address(), request, behind);
             assert!(status.ends_with(b"429"), "{request} {behind:?}");
         }
+        wait_until("the end behind the answer", || {
+            device::has_been_ended(&held)
+        });
         let outcome = read_rest(&mut held);
         assert!(matches!(outcome, (BYTES, None)), "{request}: {outcome:?}");
     }

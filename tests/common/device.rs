@@ -105,17 +105,7 @@ impl Device {
 
     /// Whether the gateway has ended its side of the connection, whatever is still to be read.
     pub fn has_been_ended(&self) -> bool {
-        const ESTABLISHED: &str = "01";
-        let (near, far) = (self.stream().local_addr(), self.stream().peer_addr());
-        // A reset connection has no peer any more.
-        let (near, Ok(far)) = (near.unwrap(), far) else {
-            return true;
-        };
-        let ends = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
-        let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        let mut rows = table.lines().map(str::split_whitespace).map(Vec::from_iter);
-        let row = rows.find(|row| ends(row[1], far.port()) && ends(row[2], near.port()));
-        row.is_none_or(|row| row[3] != ESTABLISHED)
+        has_been_ended(self.stream())
     }
 
     /// Says that no more bytes will come.
@@ -127,6 +117,21 @@ impl Device {
     pub fn stream(&self) -> &TcpStream {
         self.stream.get_ref()
     }
+}
+
+/// Whether the gateway has ended its side of `stream`, whatever is still to be read.
+pub fn has_been_ended(stream: &TcpStream) -> bool {
+    const ESTABLISHED: &str = "01";
+    const CLOSE_WAIT: &str = "08";
+    // A reset connection has no peer any more.
+    let (near, Ok(far)) = (stream.local_addr().unwrap(), stream.peer_addr()) else {
+        return true;
+    };
+    let ends = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let mut rows = table.lines().map(str::split_whitespace).map(Vec::from_iter);
+    let row = rows.find(|row| ends(row[1], far.port()) && ends(row[2], near.port()));
+    row.is_none_or(|row| ![ESTABLISHED, CLOSE_WAIT].contains(&row[3]))
 }
 
 /// Asks one question on a connection of its own.
