@@ -377,8 +377,8 @@ fn without_descriptors_those_that_are_open_are_served_on_and_all_comes_back() {
     );
     newcomer.send("TP/1.1\r\nHost: m2u\r\n\r\n");
     let answer = newcomer.receive();
-    assert_eq!(answer.status(), 502);
-    assert_eq!(answer.token(), Some("destination_ip_unroutable"));
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.token(), Some("proxy_internal_error"));
     assert_eq!(press.ask(GET).status(), 200);
     drop(flood);
     // Those that still wait in the kernel's queue have ended, and are let go as they come.
@@ -387,6 +387,7 @@ fn without_descriptors_those_that_are_open_are_served_on_and_all_comes_back() {
         gateway.descriptors() <= before + COMING_AND_GOING
     });
     assert_eq!(newcomer.ask(GET).status(), 200);
+    assert_eq!(gateway.counts()["failed.exhausted"], 1);
     println!("without descriptors: {:?}", gateway.counts());
     gateway.stop();
 }

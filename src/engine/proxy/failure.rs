@@ -64,6 +64,8 @@ pub enum Failure {
     Dns,
     /// The server's address lies in a network that is refused.
     AddressProhibited,
+    /// No descriptor or no memory is left for a connection to the server.
+    Exhausted,
     /// There is no way to the server.
     Unroutable,
     /// The server's host refused the connection.
@@ -114,13 +116,13 @@ struct Row {
 impl Failure {
     /// Every failure, in the table's order.
     #[rustfmt::skip]
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
         Self::NoLease, Self::DisputedLease, Self::UnconfirmedLease, Self::NoSuchSlot,
         Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
         Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
         Self::DeviceGone, Self::DeviceStalled, Self::Dns, Self::AddressProhibited,
-        Self::Unroutable,
+        Self::Exhausted, Self::Unroutable,
         Self::ConnectionRefused, Self::ConnectionTerminated, Self::TlsCertificate, Self::TlsAlert,
         Self::TlsProtocol, Self::ResponseMalformed, Self::ResponseHeadTooLarge,
         Self::ResponseIncomplete, Self::ConnectionTimeout, Self::WriteTimeout,
@@ -149,6 +151,7 @@ impl Failure {
             Self::DeviceStalled => "device_stalled",
             Self::Dns => "dns",
             Self::AddressProhibited => "address_prohibited",
+            Self::Exhausted => "exhausted",
             Self::Unroutable => "unroutable",
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectionTerminated => "connection_terminated",
@@ -240,6 +243,8 @@ impl Failure {
                 "The server's name does not resolve; check the URL of the account's server."),
             Self::AddressProhibited => (502, "destination_ip_prohibited", Upstream, Keep,
                 "The server's address lies in a refused network; ask the gateway's operator to allow it."),
+            Self::Exhausted => (503, "proxy_internal_error", Gateway, Keep,
+                "The gateway has no descriptors or no memory left; try again later, and tell its operator."),
             Self::Unroutable => (502, "destination_ip_unroutable", Upstream, Keep,
                 "The server's address cannot be reached from the gateway; check it and the network."),
             Self::ConnectionRefused => (502, "connection_refused", Upstream, Keep,
@@ -379,6 +384,7 @@ impl From<ConnectError> for Failure {
         match error {
             ConnectError::Unresolved => Self::Dns,
             ConnectError::Prohibited(_) => Self::AddressProhibited,
+            ConnectError::Exhausted => Self::Exhausted,
             ConnectError::Unroutable(error) if error.kind() == io::ErrorKind::TimedOut => {
                 Self::ConnectionTimeout
             }

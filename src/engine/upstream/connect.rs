@@ -34,6 +34,8 @@ pub enum ConnectError {
     Unresolved,
     /// Every address lies in a network that upstream addresses are refused in.
     Prohibited(SocketAddr),
+    /// No descriptor or no memory is left for it.
+    Exhausted,
     /// No way there, or the kernel gave up.
     Unroutable(io::Error),
     /// The server's host said no.
@@ -51,11 +53,12 @@ impl ConnectError {
         match self {
             Self::Unresolved => 0,
             Self::Prohibited(_) => 1,
-            Self::Unroutable(_) => 2,
-            Self::Refused => 3,
-            Self::TimedOut => 4,
-            Self::Terminated => 5,
-            Self::Tls(_) => 6,
+            Self::Exhausted => 2,
+            Self::Unroutable(_) => 3,
+            Self::Refused => 4,
+            Self::TimedOut => 5,
+            Self::Terminated => 6,
+            Self::Tls(_) => 7,
         }
     }
 }
@@ -73,7 +76,12 @@ impl From<StreamError> for ConnectError {
                 | io::ErrorKind::BrokenPipe
                 | io::ErrorKind::WriteZero => Self::Terminated,
                 io::ErrorKind::TimedOut => Self::TimedOut,
-                _ => Self::Unroutable(error),
+                _ => match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        Self::Exhausted
+                    }
+                    _ => Self::Unroutable(error),
+                },
             },
         }
     }
