@@ -224,7 +224,8 @@ impl Visit {
                 search,
             }),
             Pause::End(after, ending) => {
-                device.end(&shard, after).await;
+                let patience = shard.timeouts.body.max(limits::DELIVERY_PATIENCE_FLOOR);
+                device.end(&shard, after, patience).await;
                 // Until its device has its answer it still counts.
                 drop(charged);
                 Outcome::Ended(ending)
@@ -258,14 +259,15 @@ impl Device {
             Stop::Failed(failure) => match shard.begin_refusal() {
                 Some(_refusing) => {
                     let after = self.reject(shard, failure, false).await;
-                    self.end(shard, after).await;
+                    // Others wait for its place.
+                    self.end(shard, after, limits::LINGER).await;
                     return Ending::Failed;
                 }
                 None => (After::Close, Ending::RefusedUnanswered),
             },
             Stop::Ended(ending) => (After::Close, ending),
         };
-        self.end(shard, after).await;
+        self.end(shard, after, limits::LINGER).await;
         ending
     }
 

@@ -7,6 +7,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    time::Duration,
 };
 
 use monoio::net::TcpStream;
@@ -163,18 +164,19 @@ impl Device {
         After::answer(result.is_ok(), persist)
     }
 
-    /// Ends the connection as its last exchange wants it.
-    pub async fn end(mut self, shard: &Shard, after: After) {
+    /// Ends the connection as its last exchange wants it. The device may take any time over what it was
+    /// sent, as long as it never takes nothing for longer than `patience`.
+    pub async fn end(mut self, shard: &Shard, after: After, patience: Duration) {
         match after {
             // To close over bytes that nobody has read resets the connection: its end goes first.
             After::Keep | After::Close if self.watch.has_bytes() => {
                 self.watch.shutdown(Side::Both);
             }
-            After::Keep | After::Close => self.see_off(shard).await,
+            After::Keep | After::Close => self.see_off(shard, patience).await,
             After::Reset => self.watch.reset(),
             After::Linger => {
                 self.linger(shard).await;
-                self.see_off(shard).await;
+                self.see_off(shard, patience).await;
             }
         }
         shard.buffers.put(self.inbox);
@@ -184,12 +186,11 @@ impl Device {
     /// Waits until the device's system has all that was sent, which is no wait for most. Closed before,
     /// the connection would leave the rest with the kernel and count no more: a device that takes
     /// nothing could have any number of answers wait for it. A drain leaves the rest to the kernel.
-    async fn see_off(&mut self, shard: &Shard) {
+    async fn see_off(&mut self, shard: &Shard, patience: Duration) {
         if self.watch.unacknowledged() == 0 {
             return;
         }
         shard.buffers.put(std::mem::take(&mut self.inbox));
-        let patience = shard.timeouts.body.max(limits::DELIVERY_PATIENCE_FLOOR);
         self.writer.finish();
         let is_abandoned = || shard.is_draining();
         self.writer.see_delivered(patience, is_abandoned).await;
