@@ -1,6 +1,7 @@
 """Counts what the threads of a process's cores ask of the kernel inside a window.
 
-By tracepoints where this machine has them; else by the ring's own counters and strace.
+By tracepoints where this machine has them; else by the ring's own counters and strace. Knows also
+which congestion control TCP has, and how to run with another.
 """
 
 import os
@@ -22,6 +23,8 @@ CALLS = (
 ).split() + (["epoll_wait", "poll"] if platform.machine() == "x86_64" else [])
 TRACING = "/sys/kernel/tracing"
 MOUNT = f'mount -t tracefs nodev {TRACING} && exec "$@"'
+CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
+ALONE = f'ip link set lo up && echo "$0" >{CONGESTION} && exec "$@"'
 # How the names of m2u's threads begin: the cores', and that of the access log.
 CORE = "m2u-core-"
 LOG = "m2u-log"
@@ -32,6 +35,17 @@ def with_tracefs(command):
     if os.path.isdir(f"{TRACING}/events"):
         return command
     return ["unshare", "--mount", "sh", "-c", MOUNT, "sh", *command]
+
+
+def congestion_control():
+    """What every connection of this network namespace begins with."""
+    with open(CONGESTION) as file:
+        return file.read().strip()
+
+
+def with_congestion_control(name, command):
+    """Runs in a network namespace of its own, whose connections have this congestion control."""
+    return ["unshare", "--net", "sh", "-c", ALONE, name, *command]
 
 
 def has_tracepoints():
