@@ -125,7 +125,10 @@ pub const DORMANT_AFTER: Duration = Duration::from_secs(1);
 /// Connections of one core that are made dormant in one tick at most, as the others wait meanwhile.
 pub const RECALLS_PER_TICK_MAX: usize = 256;
 /// Connections of one core that look in one tick whether their device has its answer, at most.
-pub const WOKEN_PER_SWEEP_MAX: usize = 1_024;
+pub const WOKEN_PER_SWEEP_MAX: usize = 2_048;
+/// Looks, one after the other, that find that the device has taken nothing, before others go first: a
+/// second of the way there and back.
+pub const IDLE_LOOKS: u32 = 20;
 /// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
 /// or for what trickles of a body.
 pub const PARKED_BYTES: usize = 2_048;
@@ -173,8 +176,8 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// How long it may go on sending: what it sends is thrown away, so that the answer is not lost to a
 /// reset.
 pub const LINGER_TOTAL: Duration = Duration::from_secs(30);
-/// How long a device may at least acknowledge nothing of its last answer before its connection is reset;
-/// `timeouts.body` may allow more.
+/// The shortest patience with a device that acknowledges nothing of its last answer, before its
+/// connection is reset; `timeouts.body` may allow more.
 pub const DELIVERY_PATIENCE_FLOOR: Duration = Duration::from_secs(30);
 /// Addresses of one upstream that are tried for one request.
 pub const ADDRESSES_PER_UPSTREAM_MAX: usize = 16;

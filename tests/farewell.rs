@@ -1,9 +1,8 @@
 //! How a device's connection ends behind its last answer: it counts until the device's system has all of
-//! that, whether the device has ended its side or is silent, and what the device sends all the same does
-//! not cost it the answer.
+//! that, whether the device has ended its side or is silent, and what the device sends all the same within
+//! [`LINGER`] does not cost it the answer.
 //!
-//! Says nothing of how long a device may take nothing at all (`engine::net::stream`'s own tests do), nor
-//! of bytes that come behind [`LINGER`] of silence.
+//! Says nothing of devices that are refused, nor of a link on which anything takes time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,11 +17,11 @@ use std::{
 use common::{
     PATIENCE,
     device::{self, Device},
-    gateway::{Gateway, PREAMBLE, acme},
+    gateway::{Gateway, PREAMBLE, account, acme, server},
     upstream::{Conversation, Step, Upstream},
     wait_until,
 };
-use m2u::limits::LINGER;
+use m2u::limits::{DELIVERY_PATIENCE_FLOOR, LINGER};
 use socket2::{Domain, Socket, Type};
 
 const PRESS: &str = "127.0.0.7";
@@ -57,10 +56,15 @@ enum Behind {
 }
 
 /// Asks on a connection with a small window, and reads no more than a status.
-fn begin(gateway: SocketAddr, request: &str, behind: Behind) -> (TcpStream, [u8; 12]) {
+fn begin(
+    source: &str,
+    gateway: SocketAddr,
+    request: &str,
+    behind: Behind,
+) -> (TcpStream, [u8; 12]) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
-    let source: SocketAddr = format!("{PRESS}:0").parse().unwrap();
+    let source: SocketAddr = format!("{source}:0").parse().unwrap();
     socket.bind(&source.into()).unwrap();
     socket.connect(&gateway.into()).unwrap();
     let mut stream = TcpStream::from(socket);
@@ -74,27 +78,22 @@ fn begin(gateway: SocketAddr, request: &str, behind: Behind) -> (TcpStream, [u8;
     (stream, status)
 }
 
-/// Asks as `begin` does, as soon as there is a place, and waits until all of the answer has left the
-/// gateway: the connection to the server on which it came serves another device then, and there is no
-/// other that could.
+/// Asks as `begin` does, and waits until all of the answer has left the gateway: the connection to the
+/// server on which it came serves another device then, and there is no other that could.
 fn begin_and_wait(
     gateway: &Gateway,
     upstream: &Upstream,
     request: &str,
     behind: Behind,
 ) -> TcpStream {
-    let mut begun = None;
-    wait_until("a place", || {
-        let (press, status) = begin(gateway.address(), request, behind);
-        begun = status.ends_with(b"200").then_some(press);
-        begun.is_some()
-    });
+    let (begun, status) = begin(PRESS, gateway.address(), request, behind);
+    assert!(status.ends_with(b"200"), "no place");
     wait_until("the answer to leave the gateway", || {
         let before = upstream.connections();
         let is_served = device::ask(OTHER, gateway.address(), LAST_REQUESTS[0]).status() == 200;
         is_served && upstream.connections() == before
     });
-    begun.unwrap()
+    begun
 }
 
 /// Reads what is left of an answer; how much of it that was, and why it was no more.
@@ -131,8 +130,8 @@ fn a_device_that_takes_no_answer_keeps_its_place_until_it_does() {
         if behind == Behind::Silence {
             wait_for_silence(&gateway);
         }
-        for _ in 0..TRIES {
-            let (_refused, status) = begin(gateway.address(), request, behind);
+        for _ in 0..5 {
+            let (_refused, status) = begin(PRESS, gateway.address(), request, behind);
             assert!(status.ends_with(b"429"), "{request} {behind:?}");
         }
         wait_until("the end behind the answer", || {
@@ -140,13 +139,8 @@ fn a_device_that_takes_no_answer_keeps_its_place_until_it_does() {
         });
         let outcome = read_rest(&mut held);
         assert!(matches!(outcome, (BYTES, None)), "{request}: {outcome:?}");
+        // The next that begins must find the place free, however soon it comes.
     }
-    let is_served = || {
-        begin(gateway.address(), REQUEST, Behind::End)
-            .1
-            .ends_with(b"200")
-    };
-    wait_until("the last place", is_served);
     gateway.stop();
 }
 
@@ -160,6 +154,38 @@ fn a_gateway_that_ends_leaves_the_answer_to_the_kernel() {
     gateway.stop();
     let outcome = read_rest(&mut held);
     assert!(matches!(outcome, (BYTES, None)), "{outcome:?}");
+}
+
+#[test]
+fn a_device_may_take_nothing_for_as_long_as_its_server_lets_it() {
+    let upstream = Upstream::start(answer);
+    let (usual, patient) = (
+        server("m2u", &upstream.url()),
+        server("m2u2", &upstream.url()),
+    );
+    let servers = format!("{usual}{patient}timeouts = {{ body = \"600s\" }}\n");
+    let devices = [("press-07", PRESS), ("press-08", OTHER)];
+    let timeouts = "[timeouts]\nbody = \"1s\"\n";
+    let accounts = account("acme", &servers, &devices);
+    let gateway = Gateway::start(&format!("{PREAMBLE}{timeouts}{accounts}"));
+    let patient = REQUEST.replace("m2u", "m2u2");
+    let begun = Instant::now();
+    let mut waiting = [&patient, REQUEST].map(|request| {
+        let (device, status) = begin(OTHER, gateway.address(), request, Behind::End);
+        assert!(status.ends_with(b"200"), "{request}");
+        device
+    });
+    // A connection that was reset has no peer.
+    wait_until("the end of patience", || waiting[1].peer_addr().is_err());
+    assert!(begun.elapsed() >= DELIVERY_PATIENCE_FLOOR);
+    let failures = || gateway.counts()["failed.device_stalled"];
+    wait_until("the failure to be counted", || failures() == 1);
+    let outcome = read_rest(&mut waiting[0]);
+    assert!(matches!(outcome, (BYTES, None)), "{outcome:?}");
+    let (received, error) = read_rest(&mut waiting[1]);
+    assert_eq!(error.unwrap().kind(), io::ErrorKind::ConnectionReset);
+    assert!(received < BYTES);
+    gateway.stop();
 }
 
 #[test]

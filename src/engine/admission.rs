@@ -77,17 +77,21 @@ impl Admission {
 }
 
 impl Admitted {
-    /// Counts the connection as one of `address`, or `None` if that would be too many: 429.
-    pub fn charge(self, address: IpAddr) -> Option<Charged> {
+    /// Counts the connection as one of `address` as well.
+    ///
+    /// # Errors
+    /// It would be one too many: itself, to try again, or 429.
+    pub fn charge(self, address: IpAddr) -> Result<Charged, Self> {
         let mut table = self.admission.table(address);
         let count = table.entry(address).or_insert(0);
         if *count >= self.admission.per_address_max {
-            return None;
+            drop(table);
+            return Err(self);
         }
         *count += 1;
         drop(table);
         let admitted = self;
-        Some(Charged { admitted, address })
+        Ok(Charged { admitted, address })
     }
 }
 
@@ -129,7 +133,7 @@ mod tests {
     }
 
     fn admit(admission: &Arc<Admission>, address: IpAddr) -> Option<Charged> {
-        admission.admit()?.charge(address)
+        admission.admit()?.charge(address).ok()
     }
 
     #[test]

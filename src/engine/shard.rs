@@ -128,6 +128,7 @@ impl Shard {
     pub fn begin_drain(&self) {
         if !self.draining.replace(true) {
             self.deadlines.close_idle();
+            self.deadlines.wake(usize::MAX);
             self.pools.clear();
         }
     }

@@ -61,7 +61,7 @@ pub struct Deadlines {
     sockets: RefCell<Slab<Entry>>,
     /// Of the sockets whose speaker has an IPv6 address.
     speakers_v6: RefCell<HashMap<u32, Ipv6Addr>>,
-    /// Who waits for a sweep, in the order in which they came.
+    /// Who waits for a sweep, in the order in which they have their turns.
     waiting: RefCell<VecDeque<Waker>>,
 }
 
@@ -244,24 +244,31 @@ impl Deadlines {
                 canceller.cancel();
             }
         }
+        self.wake(limits::WOKEN_PER_SWEEP_MAX);
+    }
+
+    /// Wakes those that wait for a sweep, at most `count` of them.
+    pub fn wake(&self, count: usize) {
         let mut waiting = self.waiting.borrow_mut();
-        let woken = waiting.len().min(limits::WOKEN_PER_SWEEP_MAX);
+        let woken = waiting.len().min(count);
         waiting.drain(..woken).for_each(Waker::wake);
     }
 
-    /// Waits for a sweep: the next one, or one soon after if many wait.
-    pub fn swept(&self) -> impl Future<Output = ()> {
+    /// Waits for a sweep: the next one, unless too many wait. Those whose wait `is_urgent` go first.
+    pub fn swept(&self, is_urgent: bool) -> impl Future<Output = ()> {
         let mut is_waiting = false;
-        poll_fn(
-            move |context| match std::mem::replace(&mut is_waiting, true) {
-                true => Poll::Ready(()),
-                false => {
-                    let waker = context.waker().clone();
-                    self.waiting.borrow_mut().push_back(waker);
-                    Poll::Pending
-                }
-            },
-        )
+        poll_fn(move |context| {
+            if std::mem::replace(&mut is_waiting, true) {
+                return Poll::Ready(());
+            }
+            let waker = context.waker().clone();
+            let mut waiting = self.waiting.borrow_mut();
+            match is_urgent {
+                true => waiting.push_front(waker),
+                false => waiting.push_back(waker),
+            }
+            Poll::Pending
+        })
     }
 
     /// Ends every connection, whatever it is doing.
@@ -502,7 +509,8 @@ mod tests {
         net::{TcpListener, TcpStream},
         os::fd::AsRawFd,
         pin::pin,
-        task::Poll,
+        sync::{Arc, mpsc},
+        task::{Context, Poll, Wake},
     };
 
     use monoio::{IoUringDriver, RuntimeBuilder};
@@ -511,6 +519,15 @@ mod tests {
         super::stream::{self, Resting},
         *,
     };
+
+    /// Says that it was woken.
+    struct Noting(mpsc::Sender<()>);
+
+    impl Wake for Noting {
+        fn wake(self: Arc<Self>) {
+            self.0.send(()).expect("a test");
+        }
+    }
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -735,6 +752,27 @@ mod tests {
         }
         drop(cases);
         assert!(deadlines.speakers_v6.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_sweep_wakes_so_many_at_most_and_urgent_ones_first() {
+        let deadlines = Deadlines::new();
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..limits::WOKEN_PER_SWEEP_MAX {
+            let mut wait = pin!(deadlines.swept(false));
+            assert!(wait.as_mut().poll(&mut context).is_pending());
+        }
+        let (woken, noted) = mpsc::channel();
+        let waker = Waker::from(Arc::new(Noting(woken)));
+        let mut context = Context::from_waker(&waker);
+        let mut wait = pin!(deadlines.swept(true));
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        for left in [1, 0] {
+            deadlines.sweep();
+            assert_eq!(deadlines.waiting.borrow().len(), left);
+            assert_eq!(noted.try_iter().count(), left, "woken by the first");
+        }
+        assert!(wait.as_mut().poll(&mut context).is_ready());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! The ring tells by itself when an idle connection was closed or spoken on, so that taking it from
 //! the pool costs no system call; and the receive that waited is the one that brings the answer. It
 //! tells at its next turn: whoever posts a receive must let the ring turn before the connection may
-//! count as quiet, which is why it is posted before the last piece of an answer is sent. Where nothing is
-//! sent through the ring at the end, the socket is asked by a call instead.
+//! count as quiet, which is why it is posted before the last piece of an answer is sent. Where nothing
+//! is sent through the ring at the end, the socket is asked by a call instead.
 //! Never dropped with a receive in flight unless its socket has been shut down: what that receive
 //! would have brought belongs to nobody, and the ring keeps the buffer until it is done.
 

@@ -507,26 +507,40 @@ impl SocketWriter {
         self.watch.shutdown(Side::Write);
     }
 
-    /// Waits until the peer's system has acknowledged all that was sent. It may take any time over it,
-    /// as long as it never takes nothing for longer than `patience`, which resets the connection. Looks
-    /// at every sweep, and ends as well when `is_abandoned` says so.
-    pub async fn see_delivered(&self, patience: Duration, is_abandoned: impl Fn() -> bool) {
+    /// Waits until the peer's system has acknowledged all that was sent before the end; not the end
+    /// itself, of which there must have been one. A peer that takes nothing for longer than `patience`,
+    /// or longer than `total` over all of it, is reset: answers whether that was spared. Looks at a
+    /// sweep, before others as long as the peer takes something, and ends as well when `is_abandoned` says
+    /// so.
+    pub async fn see_delivered(
+        &self,
+        patience: Duration,
+        total: Duration,
+        is_abandoned: impl Fn() -> bool,
+    ) -> bool {
         let deadlines = self.watch.deadlines();
+        let end = deadlines.due_in(total);
         let mut owed = usize::MAX;
-        let mut due = Due::NEVER;
+        let mut due = end;
+        let mut idle_looks = 0;
         while !is_abandoned() {
-            let still_owed = self.watch.unacknowledged();
+            // The end counts as one byte.
+            let still_owed = self.watch.unacknowledged().saturating_sub(1);
             if still_owed == 0 {
-                return;
+                break;
             }
             if still_owed < owed {
-                due = deadlines.due_in(patience);
+                due = deadlines.due_in(patience).min(end);
                 owed = still_owed;
+                idle_looks = 0;
             } else if deadlines.is_past(due) {
-                return self.watch.reset();
+                self.watch.reset();
+                return false;
             }
-            deadlines.swept().await;
+            idle_looks += 1;
+            deadlines.swept(idle_looks <= limits::IDLE_LOOKS).await;
         }
+        true
     }
 }
 
@@ -540,7 +554,7 @@ mod tests {
             Arc,
             atomic::{AtomicBool, Ordering},
         },
-        task::{Context, Wake, Waker},
+        task::{Context, Poll, Wake, Waker},
         time::Instant,
     };
 
@@ -561,12 +575,13 @@ mod tests {
     }
 
     /// Sends as much to a peer that reads nothing as goes, and the end, and sees that delivered, while
-    /// the peer does as `act` says before each sweep; answers the peer, how much was sent, and by how
-    /// many sweeps all was over.
+    /// the peer does as `act` says before each sweep; answers the peer, how much was sent, by how many
+    /// sweeps all was over, and whether without a reset.
     fn deliver(
+        total: Duration,
         is_abandoned: impl Fn() -> bool,
         mut act: impl FnMut(usize, &mut StdStream, &Watch),
-    ) -> (StdStream, usize, usize) {
+    ) -> (StdStream, usize, usize, bool) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let mut peer = StdStream::connect(listener.local_addr().expect("bound")).expect("connect");
         let (mut near, _) = listener.accept().expect("accept");
@@ -576,7 +591,7 @@ mod tests {
         let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
             .build()
             .expect("a ring");
-        let sweeps = runtime.block_on(async {
+        let (sweeps, is_spared) = runtime.block_on(async {
             let deadlines = Deadlines::new();
             let socket = TcpStream::from_std(near).expect("a socket");
             let (reader, writer, watch) = split(socket, &deadlines);
@@ -584,23 +599,23 @@ mod tests {
             let woken = Arc::new(Woken(AtomicBool::new(true)));
             let waker = Waker::from(Arc::clone(&woken));
             let mut context = Context::from_waker(&waker);
-            let mut delivered = Box::pin(writer.see_delivered(PATIENCE, is_abandoned));
+            let mut delivered = Box::pin(writer.see_delivered(PATIENCE, total, is_abandoned));
             let (mut sweeps, mut at) = (0, Instant::now());
             loop {
                 assert!(woken.0.swap(false, Ordering::Relaxed), "each sweep wakes");
-                if delivered.as_mut().poll(&mut context).is_ready() {
-                    break;
+                if let Poll::Ready(is_spared) = delivered.as_mut().poll(&mut context) {
+                    drop(delivered);
+                    close(reader, writer, watch);
+                    return (sweeps, is_spared);
                 }
+                assert!(sweeps < 100 * SWEEPS, "for ever");
                 act(sweeps, &mut peer, &watch);
                 sweeps += 1;
                 at += TICK;
                 deadlines.sweep_at(at);
             }
-            drop(delivered);
-            close(reader, writer, watch);
-            sweeps
         });
-        (peer, sent, sweeps)
+        (peer, sent, sweeps, is_spared)
     }
 
     fn rest(mut peer: StdStream) -> (usize, Option<io::ErrorKind>) {
@@ -611,8 +626,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_takes_nothing_is_reset_once_patience_is_over() {
-        let (peer, sent, sweeps) = deliver(|| false, |_, _, _| {});
-        assert!(sweeps >= SWEEPS, "{sweeps}");
+        let (peer, sent, sweeps, is_spared) = deliver(Duration::MAX, || false, |_, _, _| {});
+        assert!(sweeps >= SWEEPS && !is_spared, "{sweeps}");
         let (received, outcome) = rest(peer);
         assert!(received < sent);
         assert_eq!(outcome, Some(io::ErrorKind::ConnectionReset));
@@ -621,23 +636,37 @@ mod tests {
     #[test]
     fn a_peer_that_takes_its_time_gets_everything() {
         let mut received = 0;
-        let reads_late = |sweep, peer: &mut StdStream, watch: &Watch| {
+        let mut reads_late = |sweep, peer: &mut StdStream, watch: &Watch| {
             let owed = watch.unacknowledged();
             while sweep % (SWEEPS / 2) == 0 && watch.unacknowledged() == owed {
                 received += peer.read(&mut [0; 262_144]).expect("what was sent");
             }
         };
-        let (peer, sent, sweeps) = deliver(|| false, reads_late);
+        let (peer, sent, sweeps, is_spared) = deliver(Duration::MAX, || false, &mut reads_late);
         assert!(sweeps > SWEEPS, "{sweeps} sweeps show nothing");
+        assert!(is_spared);
         assert_eq!(rest(peer), (sent - received, None));
+    }
+
+    #[test]
+    fn a_peer_that_takes_its_time_is_reset_where_all_is_limited() {
+        let reads_late = |sweep, peer: &mut StdStream, watch: &Watch| {
+            let owed = watch.unacknowledged();
+            while sweep == SWEEPS / 2 && watch.unacknowledged() == owed {
+                peer.read_exact(&mut [0; 65_536]).expect("what was sent");
+            }
+        };
+        let (peer, _, sweeps, is_spared) = deliver(PATIENCE, || false, reads_late);
+        assert!((SWEEPS..SWEEPS + 5).contains(&sweeps), "{sweeps}");
+        assert!(!is_spared && rest(peer).1 == Some(io::ErrorKind::ConnectionReset));
     }
 
     #[test]
     fn a_delivery_that_is_abandoned_is_the_kernels() {
         let looks = Cell::new(0);
         let is_abandoned = || looks.replace(looks.get() + 1) == 3;
-        let (peer, sent, sweeps) = deliver(is_abandoned, |_, _, _| {});
-        assert_eq!(sweeps, 3);
+        let (peer, sent, sweeps, is_spared) = deliver(Duration::MAX, is_abandoned, |_, _, _| {});
+        assert_eq!((sweeps, is_spared), (3, true));
         assert_eq!(rest(peer), (sent, None));
     }
 
@@ -649,6 +678,7 @@ mod tests {
                 while sys::is_quiet(watch.fd()) {}
             }
         };
-        assert_eq!(deliver(|| false, goes).2, 3);
+        let (_, _, sweeps, is_spared) = deliver(Duration::MAX, || false, goes);
+        assert_eq!((sweeps, is_spared), (3, true));
     }
 }

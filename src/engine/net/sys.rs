@@ -90,8 +90,9 @@ pub fn has_bytes(fd: RawFd) -> bool {
     answer == 0 && count > 0
 }
 
-/// Bytes of a connection that its peer has not acknowledged, its end counting as one more once that was
-/// sent (`SIOCOUTQ`, tcp(7)); 0 if it is no connection any more, of which the kernel keeps nothing.
+/// Bytes of a connection that its peer has not acknowledged, sent or not (`SIOCOUTQ`, linux/sockios.h);
+/// its end counts as one more from when it was said. 0 if it is no connection any more: the kernel keeps
+/// nothing of it.
 pub fn unacknowledged(fd: RawFd) -> usize {
     let mut count: libc::c_int = 0;
     // SAFETY: the number lives on our stack for the whole call, and has the type that it fills.

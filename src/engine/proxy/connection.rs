@@ -224,11 +224,15 @@ impl Visit {
                 search,
             }),
             Pause::End(after, ending) => {
-                let patience = shard.timeouts.body.max(limits::DELIVERY_PATIENCE_FLOOR);
-                device.end(&shard, after, patience).await;
-                // Until its device has its answer it still counts.
+                let patience = device.patience.max(limits::DELIVERY_PATIENCE_FLOOR);
+                let is_delivered = device.end(&shard, after, patience, Duration::MAX).await;
+                // Until its device's system has its answer it still counts.
                 drop(charged);
-                Outcome::Ended(ending)
+                if is_delivered {
+                    return Outcome::Ended(ending);
+                }
+                shard.metrics.count_failure(Failure::DeviceStalled as usize);
+                Outcome::Ended(Ending::Failed)
             }
         }
     }
@@ -249,7 +253,19 @@ impl Device {
         {
             self.read_proxy_header(shard).await?;
         }
-        admitted.charge(self.source).ok_or(too_many)
+        let refused = match admitted.charge(self.source) {
+            Ok(charged) => return Ok(charged),
+            Err(admitted) => admitted,
+        };
+        // A device that has just got its last answer may come again before a sweep, on this core or
+        // another, has found that its place is free.
+        let Some(_refusing) = shard.begin_refusal() else {
+            return Err(too_many);
+        };
+        for _ in 0..2 {
+            shard.deadlines.swept(true).await;
+        }
+        refused.charge(self.source).map_err(|_| too_many)
     }
 
     /// Ends a connection that is not served.
@@ -259,15 +275,16 @@ impl Device {
             Stop::Failed(failure) => match shard.begin_refusal() {
                 Some(_refusing) => {
                     let after = self.reject(shard, failure, false).await;
-                    // Others wait for its place.
-                    self.end(shard, after, limits::LINGER).await;
+                    // Others may want the place in which it is told.
+                    self.end(shard, after, limits::LINGER, limits::LINGER).await;
                     return Ending::Failed;
                 }
                 None => (After::Close, Ending::RefusedUnanswered),
             },
             Stop::Ended(ending) => (After::Close, ending),
         };
-        self.end(shard, after, limits::LINGER).await;
+        // It was sent nothing.
+        self.end(shard, after, limits::LINGER, limits::LINGER).await;
         ending
     }
 

@@ -71,6 +71,8 @@ pub struct Device {
     pub scope: Scope,
     /// Whether no request has been read yet.
     pub is_fresh: bool,
+    /// For how long it may take nothing of what it was sent: as the last server has it.
+    pub patience: Duration,
     /// What the access log will say of the request under way.
     pub noted: Noted,
 }
@@ -82,6 +84,8 @@ pub struct Dormant {
     slot: Slot,
     scope: Scope,
     is_fresh: bool,
+    /// In milliseconds, of which a day takes half the room of a `Duration`.
+    patience_ms: u32,
 }
 
 impl Dormant {
@@ -102,6 +106,7 @@ impl Dormant {
             slot: self.slot,
             scope: self.scope,
             is_fresh: self.is_fresh,
+            patience: Duration::from_millis(self.patience_ms.into()),
             noted: Noted::default(),
         }
     }
@@ -120,6 +125,7 @@ impl Device {
             slot: entrance.slot,
             scope: entrance.scope,
             is_fresh: true,
+            patience: shard.timeouts.body,
             noted: Noted::default(),
         }
     }
@@ -134,6 +140,7 @@ impl Device {
             slot: self.slot,
             scope: self.scope,
             is_fresh: self.is_fresh,
+            patience_ms: self.patience.as_millis().try_into().unwrap_or(u32::MAX),
         }
     }
 
@@ -164,36 +171,50 @@ impl Device {
         After::answer(result.is_ok(), persist)
     }
 
-    /// Ends the connection as its last exchange wants it. The device may take any time over what it was
-    /// sent, as long as it never takes nothing for longer than `patience`.
-    pub async fn end(mut self, shard: &Shard, after: After, patience: Duration) {
-        match after {
+    /// Ends the connection as its last exchange wants it; answers whether the device has what it was
+    /// sent, as far as is known. It may take `total` over that, and nothing for `patience`.
+    pub async fn end(
+        mut self,
+        shard: &Shard,
+        after: After,
+        patience: Duration,
+        total: Duration,
+    ) -> bool {
+        let is_delivered = match after {
             // To close over bytes that nobody has read resets the connection: its end goes first.
             After::Keep | After::Close if self.watch.has_bytes() => {
                 self.watch.shutdown(Side::Both);
+                true
             }
-            After::Keep | After::Close => self.see_off(shard, patience).await,
-            After::Reset => self.watch.reset(),
+            After::Keep | After::Close => self.see_off(shard, patience, total).await,
+            After::Reset => {
+                self.watch.reset();
+                true
+            }
             After::Linger => {
                 self.linger(shard).await;
-                self.see_off(shard, patience).await;
+                self.see_off(shard, patience, total).await
             }
-        }
+        };
         shard.buffers.put(self.inbox);
         stream::close(self.reader, self.writer, self.watch);
+        is_delivered
     }
 
-    /// Waits until the device's system has all that was sent, which is no wait for most. Closed before,
-    /// the connection would leave the rest with the kernel and count no more: a device that takes
-    /// nothing could have any number of answers wait for it. A drain leaves the rest to the kernel.
-    async fn see_off(&mut self, shard: &Shard, patience: Duration) {
+    /// Waits until the device's system has all that was sent, which is no wait for one that has ended its
+    /// side behind the answer; others are looked at every tick. Closed before, the connection would leave
+    /// the rest with the kernel and count no more: a device that takes nothing could have any number of
+    /// answers wait for it. A drain leaves the rest to the kernel.
+    async fn see_off(&mut self, shard: &Shard, patience: Duration, total: Duration) -> bool {
         if self.watch.unacknowledged() == 0 {
-            return;
+            return true;
         }
         shard.buffers.put(std::mem::take(&mut self.inbox));
         self.writer.finish();
         let is_abandoned = || shard.is_draining();
-        self.writer.see_delivered(patience, is_abandoned).await;
+        self.writer
+            .see_delivered(patience, total, is_abandoned)
+            .await
     }
 
     /// Ends a connection whose device may still be sending: closing at once would reset it, and the

@@ -40,6 +40,7 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
             device
                 .watch
                 .set_speaker(device.scope, device.source, plan.mark);
+            device.patience = plan.route.timeouts.body;
             device.give_back_large_inbox(shard);
             let after = deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await;
             (after, Some(plan.sender()))
