@@ -192,8 +192,8 @@ fn is_log_buffer(trace: &str) -> bool {
     let ours = frames(trace).find(|frame| party(frame) != "std");
     ours.is_some_and(|frame| {
         let kept = [
-            "CoreLog>::flush",
-            "CoreLog::flush",
+            "CoreLog>::hand_on",
+            "CoreLog::hand_on",
             "Shared>::put",
             "Shared::put",
         ];
