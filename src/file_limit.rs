@@ -52,7 +52,8 @@ impl Demand {
         let listeners = 2 * self.listeners;
         // Two ends each.
         let pipes = 2 * (limits::SPLICES_PER_CORE_MAX + limits::SPARE_PIPES_MAX);
-        own + listeners + pipes + self.pool_per_core + limits::REFUSALS_PER_CORE_MAX
+        let refused = limits::REFUSALS_PER_CORE_MAX + limits::SECOND_TRIES_PER_CORE_MAX;
+        own + listeners + pipes + self.pool_per_core + refused
     }
 
     /// What all else holds.
@@ -142,9 +143,9 @@ mod tests {
             demand.files()
         };
         let beside = SMALL.files_of_control();
-        // Ring, timer twice, 128 pipes in use and 64 spare ones, 256 refusals, the pool; and the
-        // listeners with whom they have just accepted.
-        let core = 3 + 2 * (128 + 64) + 256 + 32;
+        // Ring, timer twice, 128 pipes in use and 64 spare ones, 256 refusals and 64 that may be, the
+        // pool; and the listeners with whom they have just accepted.
+        let core = 3 + 2 * (128 + 64) + 256 + 64 + 32;
         for (cores, listeners) in [(1, 1), (2, 1), (128, 1), (128, 8)] {
             let expected = 200 + cores * (core + 2 * listeners) + beside;
             assert_eq!(with(cores, listeners), expected, "{cores} {listeners}");

@@ -97,6 +97,8 @@ pub const LOGIN_BYTES_MAX: usize = 2_048;
 /// Connections of one core that are being told that they are one too many, or that their PROXY
 /// header is wrong; those beyond are closed without an answer.
 pub const REFUSALS_PER_CORE_MAX: usize = 256;
+/// Connections of one core that are one too many and wait a moment for a place.
+pub const SECOND_TRIES_PER_CORE_MAX: usize = 64;
 /// Tables that the counts by address are spread over.
 pub const ADMISSION_TABLES: usize = 64;
 /// Connections that may wait to be accepted, each core and listener; the kernel caps it at
@@ -124,11 +126,11 @@ pub const CONNECTION_TASK_BYTES_MAX: usize = 256 - 48;
 pub const DORMANT_AFTER: Duration = Duration::from_secs(1);
 /// Connections of one core that are made dormant in one tick at most, as the others wait meanwhile.
 pub const RECALLS_PER_TICK_MAX: usize = 256;
-/// Connections of one core that look in one tick whether their device has its answer, at most.
-pub const WOKEN_PER_SWEEP_MAX: usize = 2_048;
-/// Looks, one after the other, that find that the device has taken nothing, before others go first: a
-/// second of the way there and back.
-pub const IDLE_LOOKS: u32 = 20;
+/// Sweeps that can be waited for at once: a second.
+pub const SWEEPS_AHEAD_MAX: usize = 20;
+/// Looks, a sweep apart, whether a device has its answer. From then on there is one a second: they cost two
+/// system calls, and a fleet that takes its time must not cost a core.
+pub const EAGER_LOOKS: usize = 20;
 /// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
 /// or for what trickles of a body.
 pub const PARKED_BYTES: usize = 2_048;

@@ -78,22 +78,27 @@ fn begin(
     (stream, status)
 }
 
-/// Asks as `begin` does, and waits until all of the answer has left the gateway: the connection to the
-/// server on which it came serves another device then, and there is no other that could.
+/// Asks as `begin` does, as soon as there is a place, and waits until all of the answer has left the
+/// gateway: the connection to the server on which it came serves another device then, and there is no
+/// other that could.
 fn begin_and_wait(
     gateway: &Gateway,
     upstream: &Upstream,
     request: &str,
     behind: Behind,
 ) -> TcpStream {
-    let (begun, status) = begin(PRESS, gateway.address(), request, behind);
-    assert!(status.ends_with(b"200"), "no place");
+    let mut begun = None;
+    wait_until("a place", || {
+        let (press, status) = begin(PRESS, gateway.address(), request, behind);
+        begun = status.ends_with(b"200").then_some(press);
+        begun.is_some()
+    });
     wait_until("the answer to leave the gateway", || {
         let before = upstream.connections();
         let is_served = device::ask(OTHER, gateway.address(), LAST_REQUESTS[0]).status() == 200;
         is_served && upstream.connections() == before
     });
-    begun
+    begun.unwrap()
 }
 
 /// Reads what is left of an answer; how much of it that was, and why it was no more.
@@ -139,8 +144,36 @@ fn a_device_that_takes_no_answer_keeps_its_place_until_it_does() {
         });
         let outcome = read_rest(&mut held);
         assert!(matches!(outcome, (BYTES, None)), "{request}: {outcome:?}");
-        // The next that begins must find the place free, however soon it comes.
     }
+    gateway.stop();
+}
+
+#[test]
+fn a_device_that_has_its_answer_is_served_again_however_soon_it_comes() {
+    let upstream = Upstream::start(answer);
+    let limits = "[limits]\nconnections_per_address = 1\n";
+    let config = format!("{PREAMBLE}{limits}{}", acme(&upstream.url()));
+    let gateway = Gateway::start_with(&config, FLAGS);
+    let mut in_time = 0;
+    for _ in 0..TRIES {
+        let begun = Instant::now();
+        let mut press = begin_and_wait(&gateway, &upstream, REQUEST, Behind::End);
+        wait_until("the end behind the answer", || {
+            device::has_been_ended(&press)
+        });
+        let outcome = read_rest(&mut press);
+        assert!(matches!(outcome, (BYTES, None)), "{outcome:?}");
+        let (_again, status) = begin(PRESS, gateway.address(), REQUEST, Behind::End);
+        // Later the gateway looks once a second.
+        if begun.elapsed() < LINGER / 4 {
+            in_time += 1;
+            assert!(status.ends_with(b"200"));
+        }
+    }
+    assert!(
+        in_time > 0,
+        "each try took longer than the gateway looks often"
+    );
     gateway.stop();
 }
 
@@ -178,8 +211,9 @@ fn a_device_may_take_nothing_for_as_long_as_its_server_lets_it() {
     // A connection that was reset has no peer.
     wait_until("the end of patience", || waiting[1].peer_addr().is_err());
     assert!(begun.elapsed() >= DELIVERY_PATIENCE_FLOOR);
-    let failures = || gateway.counts()["failed.device_stalled"];
-    wait_until("the failure to be counted", || failures() == 1);
+    wait_until("the failure to be counted", || {
+        gateway.counts().get("failed.device_stalled") == Some(&1)
+    });
     let outcome = read_rest(&mut waiting[0]);
     assert!(matches!(outcome, (BYTES, None)), "{outcome:?}");
     let (received, error) = read_rest(&mut waiting[1]);

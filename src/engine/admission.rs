@@ -77,21 +77,17 @@ impl Admission {
 }
 
 impl Admitted {
-    /// Counts the connection as one of `address` as well.
-    ///
-    /// # Errors
-    /// It would be one too many: itself, to try again, or 429.
-    pub fn charge(self, address: IpAddr) -> Result<Charged, Self> {
+    /// Counts the connection as one of `address`, or `None` if that would be too many: 429.
+    pub fn charge(self, address: IpAddr) -> Option<Charged> {
         let mut table = self.admission.table(address);
         let count = table.entry(address).or_insert(0);
         if *count >= self.admission.per_address_max {
-            drop(table);
-            return Err(self);
+            return None;
         }
         *count += 1;
         drop(table);
         let admitted = self;
-        Ok(Charged { admitted, address })
+        Some(Charged { admitted, address })
     }
 }
 
@@ -133,7 +129,7 @@ mod tests {
     }
 
     fn admit(admission: &Arc<Admission>, address: IpAddr) -> Option<Charged> {
-        admission.admit()?.charge(address).ok()
+        admission.admit()?.charge(address)
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub struct Shard {
     connections: Cell<usize>,
     dormant: Cell<usize>,
     refusals: Cell<usize>,
+    second_tries: Cell<usize>,
 }
 
 /// A counted reference that never leaves the core, so that requests of several cores don't write
@@ -100,6 +101,7 @@ impl Shard {
             connections: Cell::new(0),
             dormant: Cell::new(0),
             refusals: Cell::new(0),
+            second_tries: Cell::new(0),
         })
     }
 
@@ -128,7 +130,7 @@ impl Shard {
     pub fn begin_drain(&self) {
         if !self.draining.replace(true) {
             self.deadlines.close_idle();
-            self.deadlines.wake(usize::MAX);
+            self.deadlines.wake_all();
             self.pools.clear();
         }
     }
@@ -204,12 +206,14 @@ impl Shard {
     }
 
     /// A place among the connections that are told why they are not served; `None` if all are taken.
-    pub fn begin_refusal(&self) -> Option<Refusing<'_>> {
-        let refusals = self.refusals.get();
-        (refusals < limits::REFUSALS_PER_CORE_MAX).then(|| {
-            self.refusals.set(refusals + 1);
-            Refusing(self)
-        })
+    pub fn begin_refusal(&self) -> Option<Place<'_>> {
+        Place::take(&self.refusals, limits::REFUSALS_PER_CORE_MAX)
+    }
+
+    /// A place among the connections that wait a moment before they are refused; `None` if all are
+    /// taken.
+    pub fn begin_second_try(&self) -> Option<Place<'_>> {
+        Place::take(&self.second_tries, limits::SECOND_TRIES_PER_CORE_MAX)
     }
 }
 
@@ -235,13 +239,22 @@ impl Drop for Counted {
     }
 }
 
-/// A connection that is being refused; its place is given back when this is dropped.
+/// One of the places of which there are so many; given back when dropped.
 #[derive(Debug)]
-pub struct Refusing<'s>(&'s Shard);
+pub struct Place<'c>(&'c Cell<usize>);
 
-impl Drop for Refusing<'_> {
+impl<'c> Place<'c> {
+    fn take(taken: &'c Cell<usize>, max: usize) -> Option<Self> {
+        (taken.get() < max).then(|| {
+            taken.set(taken.get() + 1);
+            Self(taken)
+        })
+    }
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.refusals.set(self.0.refusals.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -8,7 +8,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
     net::{IpAddr, Ipv6Addr},
@@ -61,8 +60,9 @@ pub struct Deadlines {
     sockets: RefCell<Slab<Entry>>,
     /// Of the sockets whose speaker has an IPv6 address.
     speakers_v6: RefCell<HashMap<u32, Ipv6Addr>>,
-    /// Who waits for a sweep, in the order in which they have their turns.
-    waiting: RefCell<VecDeque<Waker>>,
+    /// Who waits for a sweep: the one at which their place has its turn.
+    waiting: RefCell<[Vec<Waker>; limits::SWEEPS_AHEAD_MAX]>,
+    turn: Cell<usize>,
 }
 
 #[derive(Debug)]
@@ -159,6 +159,7 @@ impl Deadlines {
             sockets: RefCell::new(Slab::new()),
             speakers_v6: RefCell::default(),
             waiting: RefCell::default(),
+            turn: Cell::new(0),
         })
     }
 
@@ -244,31 +245,31 @@ impl Deadlines {
                 canceller.cancel();
             }
         }
-        self.wake(limits::WOKEN_PER_SWEEP_MAX);
+        let turn = (self.turn.get() + 1) % limits::SWEEPS_AHEAD_MAX;
+        self.turn.set(turn);
+        let woken = std::mem::take(&mut self.waiting.borrow_mut()[turn]);
+        woken.into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes those that wait for a sweep, at most `count` of them.
-    pub fn wake(&self, count: usize) {
-        let mut waiting = self.waiting.borrow_mut();
-        let woken = waiting.len().min(count);
-        waiting.drain(..woken).for_each(Waker::wake);
-    }
-
-    /// Waits for a sweep: the next one, unless too many wait. Those whose wait `is_urgent` go first.
-    pub fn swept(&self, is_urgent: bool) -> impl Future<Output = ()> {
+    /// Waits for so many sweeps, from one to [`limits::SWEEPS_AHEAD_MAX`], or for `wake_all`.
+    pub fn swept(&self, sweeps: usize) -> impl Future<Output = ()> {
+        debug_assert!((1..=limits::SWEEPS_AHEAD_MAX).contains(&sweeps));
         let mut is_waiting = false;
         poll_fn(move |context| {
             if std::mem::replace(&mut is_waiting, true) {
                 return Poll::Ready(());
             }
-            let waker = context.waker().clone();
-            let mut waiting = self.waiting.borrow_mut();
-            match is_urgent {
-                true => waiting.push_front(waker),
-                false => waiting.push_back(waker),
-            }
+            let turn = (self.turn.get() + sweeps) % limits::SWEEPS_AHEAD_MAX;
+            self.waiting.borrow_mut()[turn].push(context.waker().clone());
             Poll::Pending
         })
+    }
+
+    /// Wakes all that wait for a sweep.
+    pub fn wake_all(&self) {
+        for place in &mut *self.waiting.borrow_mut() {
+            place.drain(..).for_each(Waker::wake);
+        }
     }
 
     /// Ends every connection, whatever it is doing.
@@ -520,12 +521,12 @@ mod tests {
         *,
     };
 
-    /// Says that it was woken.
-    struct Noting(mpsc::Sender<()>);
+    /// Says by its name that it was woken.
+    struct Noting(mpsc::Sender<usize>, usize);
 
     impl Wake for Noting {
         fn wake(self: Arc<Self>) {
-            self.0.send(()).expect("a test");
+            self.0.send(self.1).expect("a test");
         }
     }
 
@@ -755,24 +756,31 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_wakes_so_many_at_most_and_urgent_ones_first() {
+    fn each_is_woken_at_the_sweep_that_it_waits_for_or_with_all_others() {
         let deadlines = Deadlines::new();
-        let mut context = Context::from_waker(Waker::noop());
-        for _ in 0..limits::WOKEN_PER_SWEEP_MAX {
-            let mut wait = pin!(deadlines.swept(false));
-            assert!(wait.as_mut().poll(&mut context).is_pending());
-        }
         let (woken, noted) = mpsc::channel();
-        let waker = Waker::from(Arc::new(Noting(woken)));
-        let mut context = Context::from_waker(&waker);
-        let mut wait = pin!(deadlines.swept(true));
-        assert!(wait.as_mut().poll(&mut context).is_pending());
-        for left in [1, 0] {
+        let waker = |name| Waker::from(Arc::new(Noting(woken.clone(), name)));
+        let wait = |sweeps| {
+            let mut wait = pin!(deadlines.swept(sweeps));
+            let waker = waker(sweeps);
+            let mut context = Context::from_waker(&waker);
+            assert!(wait.as_mut().poll(&mut context).is_pending());
+        };
+        let last = limits::SWEEPS_AHEAD_MAX;
+        // Wherever the turn is.
+        for _ in 0..last {
             deadlines.sweep();
-            assert_eq!(deadlines.waiting.borrow().len(), left);
-            assert_eq!(noted.try_iter().count(), left, "woken by the first");
+            [2, last, 1, 1].into_iter().for_each(wait);
+            let mut at = vec![];
+            for sweep in 1..=last {
+                deadlines.sweep();
+                at.extend(noted.try_iter().map(|name| (sweep, name)));
+            }
+            assert_eq!(at, [(1, 1), (1, 1), (2, 2), (last, last)]);
         }
-        assert!(wait.as_mut().poll(&mut context).is_ready());
+        [last, 1].into_iter().for_each(wait);
+        deadlines.wake_all();
+        assert_eq!(noted.try_iter().count(), 2);
     }
 
     #[test]

@@ -509,9 +509,8 @@ impl SocketWriter {
 
     /// Waits until the peer's system has acknowledged all that was sent before the end; not the end
     /// itself, of which there must have been one. A peer that takes nothing for longer than `patience`,
-    /// or longer than `total` over all of it, is reset: answers whether that was spared. Looks at a
-    /// sweep, before others as long as the peer takes something, and ends as well when `is_abandoned` says
-    /// so.
+    /// or longer than `total` over all of it, is reset: answers whether that was spared. Looks at
+    /// every sweep at first, then once a second; ends as well when a look finds `is_abandoned`.
     pub async fn see_delivered(
         &self,
         patience: Duration,
@@ -522,7 +521,7 @@ impl SocketWriter {
         let end = deadlines.due_in(total);
         let mut owed = usize::MAX;
         let mut due = end;
-        let mut idle_looks = 0;
+        let mut looks = 0;
         while !is_abandoned() {
             // The end counts as one byte.
             let still_owed = self.watch.unacknowledged().saturating_sub(1);
@@ -532,13 +531,16 @@ impl SocketWriter {
             if still_owed < owed {
                 due = deadlines.due_in(patience).min(end);
                 owed = still_owed;
-                idle_looks = 0;
             } else if deadlines.is_past(due) {
                 self.watch.reset();
                 return false;
             }
-            idle_looks += 1;
-            deadlines.swept(idle_looks <= limits::IDLE_LOOKS).await;
+            looks += 1;
+            let sweeps = match looks <= limits::EAGER_LOOKS {
+                true => 1,
+                false => limits::SWEEPS_AHEAD_MAX,
+            };
+            deadlines.swept(sweeps).await;
         }
         true
     }
@@ -602,8 +604,9 @@ mod tests {
             let mut delivered = Box::pin(writer.see_delivered(PATIENCE, total, is_abandoned));
             let (mut sweeps, mut at) = (0, Instant::now());
             loop {
-                assert!(woken.0.swap(false, Ordering::Relaxed), "each sweep wakes");
-                if let Poll::Ready(is_spared) = delivered.as_mut().poll(&mut context) {
+                if woken.0.swap(false, Ordering::Relaxed)
+                    && let Poll::Ready(is_spared) = delivered.as_mut().poll(&mut context)
+                {
                     drop(delivered);
                     close(reader, writer, watch);
                     return (sweeps, is_spared);
@@ -626,8 +629,12 @@ mod tests {
 
     #[test]
     fn a_peer_that_takes_nothing_is_reset_once_patience_is_over() {
-        let (peer, sent, sweeps, is_spared) = deliver(Duration::MAX, || false, |_, _, _| {});
+        let looks = Cell::new(0);
+        let count = || looks.replace(looks.get() + 1) == usize::MAX;
+        let (peer, sent, sweeps, is_spared) = deliver(Duration::MAX, count, |_, _, _| {});
         assert!(sweeps >= SWEEPS && !is_spared, "{sweeps}");
+        let rare = sweeps.div_ceil(limits::SWEEPS_AHEAD_MAX);
+        assert!(looks.get() <= 1 + limits::EAGER_LOOKS + rare);
         let (received, outcome) = rest(peer);
         assert!(received < sent);
         assert_eq!(outcome, Some(io::ErrorKind::ConnectionReset));
@@ -657,7 +664,10 @@ mod tests {
             }
         };
         let (peer, _, sweeps, is_spared) = deliver(PATIENCE, || false, reads_late);
-        assert!((SWEEPS..SWEEPS + 5).contains(&sweeps), "{sweeps}");
+        assert!(
+            (SWEEPS..SWEEPS + limits::SWEEPS_AHEAD_MAX + 5).contains(&sweeps),
+            "{sweeps}"
+        );
         assert!(!is_spared && rest(peer).1 == Some(io::ErrorKind::ConnectionReset));
     }
 

@@ -228,7 +228,8 @@ impl Visit {
                 let is_delivered = device.end(&shard, after, patience, Duration::MAX).await;
                 // Until its device's system has its answer it still counts.
                 drop(charged);
-                if is_delivered {
+                // What has failed before has its name.
+                if is_delivered || ending == Ending::Failed {
                     return Outcome::Ended(ending);
                 }
                 shard.metrics.count_failure(Failure::DeviceStalled as usize);
@@ -253,19 +254,19 @@ impl Device {
         {
             self.read_proxy_header(shard).await?;
         }
-        let refused = match admitted.charge(self.source) {
-            Ok(charged) => return Ok(charged),
-            Err(admitted) => admitted,
-        };
+        if let Some(charged) = admitted.charge(self.source) {
+            return Ok(charged);
+        }
         // A device that has just got its last answer may come again before a sweep, on this core or
         // another, has found that its place is free.
-        let Some(_refusing) = shard.begin_refusal() else {
-            return Err(too_many);
-        };
-        for _ in 0..2 {
-            shard.deadlines.swept(true).await;
+        if let Some(_trying) = shard.begin_second_try() {
+            shard.deadlines.swept(2).await;
+            let admitted = shard.admission.admit();
+            if let Some(charged) = admitted.and_then(|admitted| admitted.charge(self.source)) {
+                return Ok(charged);
+            }
         }
-        refused.charge(self.source).map_err(|_| too_many)
+        Err(too_many)
     }
 
     /// Ends a connection that is not served.

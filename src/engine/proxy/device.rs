@@ -171,8 +171,8 @@ impl Device {
         After::answer(result.is_ok(), persist)
     }
 
-    /// Ends the connection as its last exchange wants it; answers whether the device has what it was
-    /// sent, as far as is known. It may take `total` over that, and nothing for `patience`.
+    /// Ends the connection as its last exchange wants it. The device may take `total` over what it was
+    /// sent, and nothing of it for `patience`: `false` if it was reset because it has taken longer.
     pub async fn end(
         mut self,
         shard: &Shard,
@@ -202,11 +202,16 @@ impl Device {
     }
 
     /// Waits until the device's system has all that was sent, which is no wait for one that has ended its
-    /// side behind the answer; others are looked at every tick. Closed before, the connection would leave
+    /// side behind the answer. Closed before, the connection would leave
     /// the rest with the kernel and count no more: a device that takes nothing could have any number of
     /// answers wait for it. A drain leaves the rest to the kernel.
     async fn see_off(&mut self, shard: &Shard, patience: Duration, total: Duration) -> bool {
         if self.watch.unacknowledged() == 0 {
+            return true;
+        }
+        // Its patience was over while it was being sent that.
+        if self.watch.write_expired() {
+            self.watch.reset();
             return true;
         }
         shard.buffers.put(std::mem::take(&mut self.inbox));
