@@ -69,8 +69,12 @@ struct Scene {
 
 impl Scene {
     fn start(tables: &str, url: &str) -> Self {
+        Self::start_with(tables, url, &[])
+    }
+
+    fn start_with(tables: &str, url: &str, flags: &[&str]) -> Self {
         let ours = Upstream::echo();
-        let gateway = Gateway::start(&config(tables, url, &ours));
+        let gateway = Gateway::start_with(&config(tables, url, &ours), flags);
         let bystander = Bystander::start(PRESS, gateway.address());
         bystander.wait_for_more();
         Self {
@@ -235,6 +239,15 @@ fn bodies_that_trickle_to_tls_servers_hold_little_more() {
 
 #[test]
 fn devices_that_never_read_are_cut_off() {
+    cut_off_those_that_never_read(&[]);
+}
+
+#[test]
+fn devices_that_never_read_are_cut_off_where_nothing_is_spliced() {
+    cut_off_those_that_never_read(&["--splice-threshold", "off"]);
+}
+
+fn cut_off_those_that_never_read(flags: &[&str]) {
     let _turn = turn();
     const ANSWER_BYTES: usize = 16_000_000;
     let server = Upstream::start(|conversation| {
@@ -247,7 +260,7 @@ fn devices_that_never_read_are_cut_off() {
         }
         Ok(())
     });
-    let scene = Scene::start("[timeouts]\nbody = \"3s\"\n", &server.url());
+    let scene = Scene::start_with("[timeouts]\nbody = \"3s\"\n", &server.url(), flags);
     let mut flood = scene.flood(DEAF_FLOOD);
     flood.send(GET.as_bytes());
     wait_until("the server to hear of all", || {
@@ -257,6 +270,14 @@ fn devices_that_never_read_are_cut_off() {
     wait_until("the gateway to have enough", || {
         scene.count("failed.device_stalled") == DEAF_FLOOD
     });
+    let begun = Instant::now();
+    wait_until("their connections to end", || {
+        scene.count("ended.failed") == DEAF_FLOOD
+    });
+    assert!(
+        begun.elapsed() < limits::DELIVERY_PATIENCE_FLOOR,
+        "no patience is left by then"
+    );
     wait_until("the servers' connections to end", || server.open() == 0);
     // What had been sent is there; that it is not all of it can be seen.
     assert_eq!(flood.wait_for_end(200), all_answered(DEAF_FLOOD));

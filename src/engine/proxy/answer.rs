@@ -144,7 +144,7 @@ impl<'a> Answer<'a> {
             Err(NoHead::Unanswered) => Ended::Unanswered,
             Err(NoHead::DeviceLost(failure)) => {
                 self.flow.tally.failure.set(Some(failure));
-                Ended::broken(After::Close)
+                Ended::broken(After::Reset)
             }
             Err(NoHead::Failed(failure)) => {
                 let Self {
@@ -337,7 +337,7 @@ impl<'a> Answer<'a> {
             if let Err(failed) = result {
                 let failure = Failure::from_device(&failed.error);
                 self.flow.tally.failure.set(Some(failure));
-                break Some(after_cut);
+                break Some(After::Reset);
             }
             if self.is_worth_a_pipe(&intake)
                 && let Some(source) = self.upstream.plain_share()
@@ -346,7 +346,10 @@ impl<'a> Answer<'a> {
                 self.shard.buffers.put(std::mem::take(&mut buffer));
                 if let Err(failure) = self.splice_body(splice, &mut intake).await {
                     self.flow.tally.failure.set(Some(failure));
-                    break Some(after_cut);
+                    break Some(match failure {
+                        Failure::ResponseIncomplete => after_cut,
+                        _ => After::Reset,
+                    });
                 }
                 is_watched = self.upstream_watch.is_quiet();
             }

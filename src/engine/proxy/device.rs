@@ -37,7 +37,7 @@ pub enum After {
     Linger,
     /// It ends.
     Close,
-    /// It ends by a reset, so that the answer can't pass for complete.
+    /// It ends by a reset: the device is gone or takes nothing, or its answer could pass for complete.
     Reset,
 }
 
@@ -45,7 +45,7 @@ impl After {
     /// After an answer of the gateway's own, if all of it was sent.
     pub fn answer(sent: bool, persist: Persist) -> Self {
         match persist {
-            _ if !sent => Self::Close,
+            _ if !sent => Self::Reset,
             Persist::Keep => Self::Keep,
             Persist::Close => Self::Linger,
         }
@@ -202,16 +202,11 @@ impl Device {
     }
 
     /// Waits until the device's system has all that was sent, which is no wait for one that has ended its
-    /// side behind the answer. Closed before, the connection would leave
-    /// the rest with the kernel and count no more: a device that takes nothing could have any number of
-    /// answers wait for it. A drain leaves the rest to the kernel.
+    /// side behind the answer. Closed before, the connection would leave the rest with the kernel and
+    /// count no more: a device that takes nothing could have any number of answers wait for it. A drain
+    /// leaves the rest to the kernel.
     async fn see_off(&mut self, shard: &Shard, patience: Duration, total: Duration) -> bool {
         if self.watch.unacknowledged() == 0 {
-            return true;
-        }
-        // Its patience was over while it was being sent that.
-        if self.watch.write_expired() {
-            self.watch.reset();
             return true;
         }
         shard.buffers.put(std::mem::take(&mut self.inbox));
