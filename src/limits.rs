@@ -97,7 +97,8 @@ pub const LOGIN_BYTES_MAX: usize = 2_048;
 /// Connections of one core that are being told that they are one too many, or that their PROXY
 /// header is wrong; those beyond are closed without an answer.
 pub const REFUSALS_PER_CORE_MAX: usize = 256;
-/// Connections of one core that are one too many and wait a moment for a place.
+/// Connections of one core that are one too many at their address and wait a moment for a place; an
+/// address that floods can hold them all, and others are refused at once then.
 pub const SECOND_TRIES_PER_CORE_MAX: usize = 64;
 /// Tables that the counts by address are spread over.
 pub const ADMISSION_TABLES: usize = 64;
@@ -128,8 +129,12 @@ pub const DORMANT_AFTER: Duration = Duration::from_secs(1);
 pub const RECALLS_PER_TICK_MAX: usize = 256;
 /// Sweeps that can be waited for at once: a second.
 pub const SWEEPS_AHEAD_MAX: usize = 20;
-/// Looks, a sweep apart, whether a device has its answer. From then on there is one a second: they cost two
-/// system calls, and a fleet that takes its time must not cost a core.
+/// Connections of one core that one sweep wakes, unless all sweeps of the next second have as many. Each
+/// looks whether its device has its answer: two system calls, and a fleet that takes its time must not
+/// cost a core.
+pub const WOKEN_PER_SWEEP: usize = 2_048;
+/// Looks, one after the other, that find that a device has taken nothing, before the next is later than
+/// at the next sweep: a second of the way there and back.
 pub const EAGER_LOOKS: usize = 20;
 /// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
 /// or for what trickles of a body.

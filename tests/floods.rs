@@ -249,7 +249,7 @@ fn devices_that_never_read_are_cut_off_where_nothing_is_spliced() {
 
 fn cut_off_those_that_never_read(flags: &[&str]) {
     let _turn = turn();
-    const ANSWER_BYTES: usize = 16_000_000;
+    const ANSWER_BYTES: usize = 256 * 65_536;
     let server = Upstream::start(|conversation| {
         conversation.request()?;
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {ANSWER_BYTES}\r\n\r\n");
@@ -279,8 +279,9 @@ fn cut_off_those_that_never_read(flags: &[&str]) {
         "no patience is left by then"
     );
     wait_until("the servers' connections to end", || server.open() == 0);
-    // What had been sent is there; that it is not all of it can be seen.
+    // What had come is there; that it is not all of it can be seen.
     assert_eq!(flood.wait_for_end(200), all_answered(DEAF_FLOOD));
+    assert_eq!(flood.resets(), DEAF_FLOOD);
     assert!(flood.received_bytes() < DEAF_FLOOD * ANSWER_BYTES);
     scene.recover("deaf devices");
 }

@@ -130,7 +130,7 @@ impl Shard {
     pub fn begin_drain(&self) {
         if !self.draining.replace(true) {
             self.deadlines.close_idle();
-            self.deadlines.wake_all();
+            self.deadlines.turns.wake_all();
             self.pools.clear();
         }
     }

@@ -105,6 +105,12 @@ impl Flood {
         received.map(|connection| connection.received_bytes).sum()
     }
 
+    /// Connections that have been reset.
+    pub fn resets(&self) -> usize {
+        let ends = self.connections.iter().map(|connection| connection.end);
+        ends.filter(|end| *end == End::Reset).count()
+    }
+
     /// Waits until the gateway has ended every connection; tells how.
     pub fn wait_for_end(&mut self, status: u16) -> Verdict {
         wait_until("the flood to be ended", || self.verdict(status).open == 0);

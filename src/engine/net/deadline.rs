@@ -9,11 +9,9 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
-    future::{Future, poll_fn},
     net::{IpAddr, Ipv6Addr},
     os::fd::RawFd,
     rc::Rc,
-    task::{Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +20,11 @@ use hashbrown::HashMap;
 use monoio::io::{CancelHandle, Canceller};
 use slab::Slab;
 
-use super::sys::{self, Side};
+use super::{
+    sends::Sends,
+    sys::{self, Side},
+    turns::Turns,
+};
 use crate::{
     limits,
     snapshot::{
@@ -48,6 +50,11 @@ pub struct Due(u64);
 impl Due {
     /// Later than everything.
     pub const NEVER: Due = Due(u64::MAX);
+
+    /// So many milliseconds later.
+    pub fn after_ms(self, span: u64) -> Self {
+        Self(self.0.saturating_add(span))
+    }
 }
 
 /// The sockets of one core with their deadlines, and the core's coarse clock.
@@ -60,9 +67,10 @@ pub struct Deadlines {
     sockets: RefCell<Slab<Entry>>,
     /// Of the sockets whose speaker has an IPv6 address.
     speakers_v6: RefCell<HashMap<u32, Ipv6Addr>>,
-    /// Who waits for a sweep: the one at which their place has its turn.
-    waiting: RefCell<[Vec<Waker>; limits::SWEEPS_AHEAD_MAX]>,
-    turn: Cell<usize>,
+    /// Of the sockets whose send a sweep has found under way.
+    pub(super) sends: RefCell<Sends>,
+    /// Who waits for a sweep.
+    pub turns: Turns,
 }
 
 #[derive(Debug)]
@@ -134,6 +142,22 @@ impl Entry {
         lets_go && sys::has_bytes(self.fd)
     }
 
+    /// Whether a send under way is overdue and its peer has acknowledged nothing meanwhile.
+    fn is_stalled(&mut self, key: u32, now: Due, sends: &mut Sends) -> bool {
+        if self.write_due == Due::NEVER {
+            return false;
+        }
+        let is_overdue = self.write_due <= now;
+        if self.noted.0 & Noted::SEND_SEEN == 0 {
+            self.noted.0 |= Noted::SEND_SEEN;
+            sends.note(key, self.fd, self.write_due.0.saturating_sub(now.0));
+        } else if is_overdue && let Some(due) = sends.renew(key, self.fd, now) {
+            self.write_due = due;
+            return false;
+        }
+        is_overdue
+    }
+
     /// Whether the next request has come and only waits for its turn: nobody is late then, nor idle.
     fn is_called_upon(&self) -> bool {
         self.waiting == Waiting::Idle && sys::has_bytes(self.fd)
@@ -158,8 +182,8 @@ impl Deadlines {
             rest_us: Cell::new(0),
             sockets: RefCell::new(Slab::new()),
             speakers_v6: RefCell::default(),
-            waiting: RefCell::default(),
-            turn: Cell::new(0),
+            sends: RefCell::default(),
+            turns: Turns::default(),
         })
     }
 
@@ -170,7 +194,7 @@ impl Deadlines {
             .as_millis()
             .try_into()
             .unwrap_or(u64::MAX);
-        Due(self.now_ms.get().saturating_add(span))
+        Due(self.now_ms.get()).after_ms(span)
     }
 
     /// Milliseconds since the core began, as of the last sweep, without those in which it stood
@@ -208,7 +232,8 @@ impl Deadlines {
     }
 
     /// Advances the clock and ends what is overdue: a receive by ending the read side, so that an
-    /// answer can still be sent; a send by ending both. Calls back what has been idle for a while.
+    /// answer can still be sent; a send by ending both. Calls back what has been idle for a while, and
+    /// wakes those whose turn it is.
     pub fn sweep(&self) {
         self.sweep_at(Instant::now());
     }
@@ -225,14 +250,15 @@ impl Deadlines {
         let now = Due(self.now_ms.get() + step / 1_000);
         self.now_ms.set(now.0);
         let mut recalls = 0;
-        for (_, entry) in self.sockets.borrow_mut().iter_mut() {
+        let mut sends = self.sends.borrow_mut();
+        for (key, entry) in self.sockets.borrow_mut().iter_mut() {
             let has_let_go = entry.let_go();
             if entry.read_due <= now && !has_let_go && !entry.is_called_upon() {
                 entry.read_due = Due::NEVER;
                 entry.noted.0 |= Noted::READ_EXPIRED;
                 sys::shutdown(entry.fd, Side::Read);
             }
-            if entry.write_due <= now {
+            if entry.is_stalled(key as u32, now, &mut sends) {
                 entry.write_due = Due::NEVER;
                 entry.noted.0 |= Noted::WRITE_EXPIRED;
                 entry.end();
@@ -245,31 +271,7 @@ impl Deadlines {
                 canceller.cancel();
             }
         }
-        let turn = (self.turn.get() + 1) % limits::SWEEPS_AHEAD_MAX;
-        self.turn.set(turn);
-        let woken = std::mem::take(&mut self.waiting.borrow_mut()[turn]);
-        woken.into_iter().for_each(Waker::wake);
-    }
-
-    /// Waits for so many sweeps, from one to [`limits::SWEEPS_AHEAD_MAX`], or for `wake_all`.
-    pub fn swept(&self, sweeps: usize) -> impl Future<Output = ()> {
-        debug_assert!((1..=limits::SWEEPS_AHEAD_MAX).contains(&sweeps));
-        let mut is_waiting = false;
-        poll_fn(move |context| {
-            if std::mem::replace(&mut is_waiting, true) {
-                return Poll::Ready(());
-            }
-            let turn = (self.turn.get() + sweeps) % limits::SWEEPS_AHEAD_MAX;
-            self.waiting.borrow_mut()[turn].push(context.waker().clone());
-            Poll::Pending
-        })
-    }
-
-    /// Wakes all that wait for a sweep.
-    pub fn wake_all(&self) {
-        for place in &mut *self.waiting.borrow_mut() {
-            place.drain(..).for_each(Waker::wake);
-        }
+        self.turns.next();
     }
 
     /// Ends every connection, whatever it is doing.
@@ -326,6 +328,8 @@ impl Noted {
     const MOVED: u8 = 4;
     /// Its receives wait for a batch.
     const BATCH: u8 = 8;
+    /// A sweep has found its send under way.
+    const SEND_SEEN: u8 = 16;
 }
 
 /// The address that speaks through a socket. IPv6 ones stand in a list beside, so that a million
@@ -389,9 +393,18 @@ impl Watch {
         self.with(|entry| entry.noted.0 & Noted::BATCH != 0)
     }
 
-    /// From now on a send is overdue at `due`.
+    /// From now on a send, or a connect, is overdue at `due`; a send whose peer acknowledges some of what it
+    /// was sent only once it has acknowledged nothing for as long, or twice as long at most.
     pub fn set_write(&self, due: Due) {
-        self.with(|entry| entry.write_due = due);
+        let was_seen = self.with(|entry| {
+            let noted = entry.noted.0;
+            entry.noted.0 &= !Noted::SEND_SEEN;
+            entry.write_due = due;
+            noted & Noted::SEND_SEEN != 0
+        });
+        if was_seen {
+            self.deadlines.sends.borrow_mut().forget(self.key);
+        }
     }
 
     /// Says that the reader waits for the first byte of a next request, until `due`.
@@ -495,9 +508,16 @@ impl Drop for Watch {
         if thread::panicking() {
             self.reset();
         }
-        let mut sockets = self.deadlines.sockets.borrow_mut();
-        if sockets.remove(self.key as usize).speaker == Speaker::V6 {
+        let entry = self
+            .deadlines
+            .sockets
+            .borrow_mut()
+            .remove(self.key as usize);
+        if entry.speaker == Speaker::V6 {
             self.deadlines.speakers_v6.borrow_mut().remove(&self.key);
+        }
+        if entry.noted.0 & Noted::SEND_SEEN != 0 {
+            self.deadlines.sends.borrow_mut().forget(self.key);
         }
     }
 }
@@ -510,8 +530,7 @@ mod tests {
         net::{TcpListener, TcpStream},
         os::fd::AsRawFd,
         pin::pin,
-        sync::{Arc, mpsc},
-        task::{Context, Poll, Wake},
+        task::Poll,
     };
 
     use monoio::{IoUringDriver, RuntimeBuilder};
@@ -520,15 +539,6 @@ mod tests {
         super::stream::{self, Resting},
         *,
     };
-
-    /// Says by its name that it was woken.
-    struct Noting(mpsc::Sender<usize>, usize);
-
-    impl Wake for Noting {
-        fn wake(self: Arc<Self>) {
-            self.0.send(self.1).expect("a test");
-        }
-    }
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -753,34 +763,6 @@ mod tests {
         }
         drop(cases);
         assert!(deadlines.speakers_v6.borrow().is_empty());
-    }
-
-    #[test]
-    fn each_is_woken_at_the_sweep_that_it_waits_for_or_with_all_others() {
-        let deadlines = Deadlines::new();
-        let (woken, noted) = mpsc::channel();
-        let waker = |name| Waker::from(Arc::new(Noting(woken.clone(), name)));
-        let wait = |sweeps| {
-            let mut wait = pin!(deadlines.swept(sweeps));
-            let waker = waker(sweeps);
-            let mut context = Context::from_waker(&waker);
-            assert!(wait.as_mut().poll(&mut context).is_pending());
-        };
-        let last = limits::SWEEPS_AHEAD_MAX;
-        // Wherever the turn is.
-        for _ in 0..last {
-            deadlines.sweep();
-            [2, last, 1, 1].into_iter().for_each(wait);
-            let mut at = vec![];
-            for sweep in 1..=last {
-                deadlines.sweep();
-                at.extend(noted.try_iter().map(|name| (sweep, name)));
-            }
-            assert_eq!(at, [(1, 1), (1, 1), (2, 2), (last, last)]);
-        }
-        [last, 1].into_iter().for_each(wait);
-        deadlines.wake_all();
-        assert_eq!(noted.try_iter().count(), 2);
     }
 
     #[test]

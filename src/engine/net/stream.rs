@@ -509,8 +509,9 @@ impl SocketWriter {
 
     /// Waits until the peer's system has acknowledged all that was sent before the end; not the end
     /// itself, of which there must have been one. A peer that takes nothing for longer than `patience`,
-    /// or longer than `total` over all of it, is reset: answers whether that was spared. Looks at
-    /// every sweep at first, then once a second; ends as well when a look finds `is_abandoned`.
+    /// or longer than `total` over all of it, is reset: answers whether that was spared. Looks at every
+    /// sweep as long as the peer takes something, then twice a second, as far as others that wait leave room
+    /// for that; ends as well when a look finds `is_abandoned`.
     pub async fn see_delivered(
         &self,
         patience: Duration,
@@ -521,7 +522,7 @@ impl SocketWriter {
         let end = deadlines.due_in(total);
         let mut owed = usize::MAX;
         let mut due = end;
-        let mut looks = 0;
+        let mut idle_looks = 0;
         while !is_abandoned() {
             // The end counts as one byte.
             let still_owed = self.watch.unacknowledged().saturating_sub(1);
@@ -531,16 +532,18 @@ impl SocketWriter {
             if still_owed < owed {
                 due = deadlines.due_in(patience).min(end);
                 owed = still_owed;
-            } else if deadlines.is_past(due) {
+                idle_looks = 0;
+            }
+            if deadlines.is_past(due) {
                 self.watch.reset();
                 return false;
             }
-            looks += 1;
-            let sweeps = match looks <= limits::EAGER_LOOKS {
+            idle_looks += 1;
+            let sweeps = match idle_looks <= limits::EAGER_LOOKS {
                 true => 1,
-                false => limits::SWEEPS_AHEAD_MAX,
+                false => limits::SWEEPS_AHEAD_MAX / 2,
             };
-            deadlines.swept(sweeps).await;
+            deadlines.turns.wait(sweeps).await;
         }
         true
     }
@@ -585,7 +588,12 @@ mod tests {
         mut act: impl FnMut(usize, &mut StdStream, &Watch),
     ) -> (StdStream, usize, usize, bool) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-        let mut peer = StdStream::connect(listener.local_addr().expect("bound")).expect("connect");
+        let peer = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        // So that little of what was sent is taken at a time.
+        peer.set_recv_buffer_size(16_384).expect("a socket");
+        let address = listener.local_addr().expect("bound");
+        peer.connect(&address.into()).expect("connect");
+        let mut peer = StdStream::from(peer);
         let (mut near, _) = listener.accept().expect("accept");
         near.set_nonblocking(true).expect("a socket");
         let piece = [b'x'; 65_536];
@@ -633,7 +641,7 @@ mod tests {
         let count = || looks.replace(looks.get() + 1) == usize::MAX;
         let (peer, sent, sweeps, is_spared) = deliver(Duration::MAX, count, |_, _, _| {});
         assert!(sweeps >= SWEEPS && !is_spared, "{sweeps}");
-        let rare = sweeps.div_ceil(limits::SWEEPS_AHEAD_MAX);
+        let rare = sweeps.div_ceil(limits::SWEEPS_AHEAD_MAX / 2);
         assert!(looks.get() <= 1 + limits::EAGER_LOOKS + rare);
         let (received, outcome) = rest(peer);
         assert!(received < sent);
@@ -645,8 +653,12 @@ mod tests {
         let mut received = 0;
         let mut reads_late = |sweep, peer: &mut StdStream, watch: &Watch| {
             let owed = watch.unacknowledged();
-            while sweep % (SWEEPS / 2) == 0 && watch.unacknowledged() == owed {
-                received += peer.read(&mut [0; 262_144]).expect("what was sent");
+            let is_left = || match sweep {
+                ..=SWEEPS => sweep % (SWEEPS / 2) == 0 && watch.unacknowledged() == owed,
+                _ => watch.unacknowledged() > 1,
+            };
+            while is_left() {
+                received += peer.read(&mut [0; 16_384]).expect("what was sent");
             }
         };
         let (peer, sent, sweeps, is_spared) = deliver(Duration::MAX, || false, &mut reads_late);
@@ -657,17 +669,15 @@ mod tests {
 
     #[test]
     fn a_peer_that_takes_its_time_is_reset_where_all_is_limited() {
-        let reads_late = |sweep, peer: &mut StdStream, watch: &Watch| {
+        // Takes something before every look.
+        let reads = |_, peer: &mut StdStream, watch: &Watch| {
             let owed = watch.unacknowledged();
-            while sweep == SWEEPS / 2 && watch.unacknowledged() == owed {
-                peer.read_exact(&mut [0; 65_536]).expect("what was sent");
+            while watch.unacknowledged() == owed {
+                assert!(peer.read(&mut [0; 1_024]).expect("what was sent") > 0);
             }
         };
-        let (peer, _, sweeps, is_spared) = deliver(PATIENCE, || false, reads_late);
-        assert!(
-            (SWEEPS..SWEEPS + limits::SWEEPS_AHEAD_MAX + 5).contains(&sweeps),
-            "{sweeps}"
-        );
+        let (peer, _, sweeps, is_spared) = deliver(PATIENCE, || false, reads);
+        assert!((SWEEPS..SWEEPS + 5).contains(&sweeps), "{sweeps}");
         assert!(!is_spared && rest(peer).1 == Some(io::ErrorKind::ConnectionReset));
     }
 

@@ -144,7 +144,7 @@ impl<'a> Answer<'a> {
             Err(NoHead::Unanswered) => Ended::Unanswered,
             Err(NoHead::DeviceLost(failure)) => {
                 self.flow.tally.failure.set(Some(failure));
-                Ended::broken(After::Reset)
+                Ended::broken(After::unsent(failure, After::Close))
             }
             Err(NoHead::Failed(failure)) => {
                 let Self {
@@ -337,7 +337,7 @@ impl<'a> Answer<'a> {
             if let Err(failed) = result {
                 let failure = Failure::from_device(&failed.error);
                 self.flow.tally.failure.set(Some(failure));
-                break Some(After::Reset);
+                break Some(After::unsent(failure, after_cut));
             }
             if self.is_worth_a_pipe(&intake)
                 && let Some(source) = self.upstream.plain_share()
@@ -346,10 +346,7 @@ impl<'a> Answer<'a> {
                 self.shard.buffers.put(std::mem::take(&mut buffer));
                 if let Err(failure) = self.splice_body(splice, &mut intake).await {
                     self.flow.tally.failure.set(Some(failure));
-                    break Some(match failure {
-                        Failure::ResponseIncomplete => after_cut,
-                        _ => After::Reset,
-                    });
+                    break Some(After::unsent(failure, after_cut));
                 }
                 is_watched = self.upstream_watch.is_quiet();
             }
@@ -635,5 +632,5 @@ pub async fn fail(
     let patience = plan.route.timeouts.body;
     let (result, outbox) = device.write_all(outbox, 0, patience).await;
     shard.buffers.put(outbox);
-    After::answer(result.is_ok(), persist)
+    After::answer(result, persist)
 }

@@ -258,9 +258,9 @@ impl Device {
             return Ok(charged);
         }
         // A device that has just got its last answer may come again before a sweep, on this core or
-        // another, has found that its place is free.
+        // another, has found that the place at its address is free.
         if let Some(_trying) = shard.begin_second_try() {
-            shard.deadlines.swept(2).await;
+            shard.deadlines.turns.wait(2).await;
             let admitted = shard.admission.admit();
             if let Some(charged) = admitted.and_then(|admitted| admitted.charge(self.source)) {
                 return Ok(charged);

@@ -19,7 +19,7 @@ use crate::{
         http1::head::Persist,
         net::{
             deadline::Watch,
-            stream::{self, Resting, SocketReader, SocketWriter},
+            stream::{self, Resting, SocketReader, SocketWriter, WriteError},
             sys::Side,
         },
         shard::Shard,
@@ -37,17 +37,26 @@ pub enum After {
     Linger,
     /// It ends.
     Close,
-    /// It ends by a reset: the device is gone or takes nothing, or its answer could pass for complete.
+    /// It ends by a reset: the device takes nothing, or its answer could pass for complete.
     Reset,
 }
 
 impl After {
-    /// After an answer of the gateway's own, if all of it was sent.
-    pub fn answer(sent: bool, persist: Persist) -> Self {
-        match persist {
-            _ if !sent => Self::Reset,
-            Persist::Keep => Self::Keep,
-            Persist::Close => Self::Linger,
+    /// After an answer of the gateway's own.
+    pub fn answer(sent: Result<(), WriteError>, persist: Persist) -> Self {
+        match (sent, persist) {
+            (Err(failed), _) => Self::unsent(Failure::from_device(&failed.error), Self::Close),
+            (Ok(()), Persist::Keep) => Self::Keep,
+            (Ok(()), Persist::Close) => Self::Linger,
+        }
+    }
+
+    /// After an answer of which not all was sent: a device that takes nothing gets no more of it, any
+    /// other what `after` says.
+    pub fn unsent(failure: Failure, after: Self) -> Self {
+        match failure {
+            Failure::DeviceStalled => Self::Reset,
+            _ => after,
         }
     }
 }
@@ -168,7 +177,7 @@ impl Device {
         let patience = shard.timeouts.body;
         let (result, outbox) = self.writer.write_all(outbox, 0, patience).await;
         shard.buffers.put(outbox);
-        After::answer(result.is_ok(), persist)
+        After::answer(result, persist)
     }
 
     /// Ends the connection as its last exchange wants it. The device may take `total` over what it was

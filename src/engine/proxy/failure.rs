@@ -58,7 +58,7 @@ pub enum Failure {
     TooManyConnections,
     /// The device went away; nobody is left to answer.
     DeviceGone,
-    /// The device took no more of its answer; it sees a closed connection.
+    /// The device took no more of its answer; its connection is reset.
     DeviceStalled,
     /// The server's name does not resolve.
     Dns,
