@@ -271,6 +271,7 @@ impl Deadlines {
                 canceller.cancel();
             }
         }
+        drop(sends);
         self.turns.next();
     }
 

@@ -79,9 +79,10 @@ mod tests {
         while watch.unacknowledged() == owed {
             far.read_exact(&mut [0; 65_536]).expect("what was sent");
         }
-        let end = (SWEEPS / 2..).find(|_| sweep());
-        // From the sweep on that found it, and as long once more.
-        assert_eq!(end, Some(2 * SWEEPS - 1));
+        let end = (SWEEPS / 2..10 * SWEEPS).find(|_| sweep());
+        // From the sweep on that found it, and as long once more; twice if an acknowledgement was late.
+        let ends = [2 * SWEEPS - 1, 3 * SWEEPS - 2];
+        assert!(end.is_some_and(|end| ends.contains(&end)), "{end:?}");
         drop(watch);
         assert!(deadlines.sends.borrow().0.is_empty());
     }
@@ -94,7 +95,7 @@ mod tests {
         let watch = deadlines.watch(near.as_raw_fd());
         watch.set_write(deadlines.due_in(4 * TICK));
         let mut at = std::time::Instant::now();
-        let sweeps = (1..).find(|_| {
+        let sweeps = (1..100).find(|_| {
             at += TICK;
             deadlines.sweep_at(at);
             watch.write_expired()

@@ -257,8 +257,9 @@ impl Device {
         if let Some(charged) = admitted.charge(self.source) {
             return Ok(charged);
         }
-        // A device that has just got its last answer may come again before a sweep, on this core or
-        // another, has found that the place at its address is free.
+        // A device that has just got its last answer may come again before a sweep has found that the
+        // place at its address is free. Two are enough where its system took something within the
+        // second before, as a rule on other cores as well.
         if let Some(_trying) = shard.begin_second_try() {
             shard.deadlines.turns.wait(2).await;
             let admitted = shard.admission.admit();
