@@ -229,9 +229,10 @@ pub const DNS_CONNECTIONS_MAX: usize = 128;
 pub const DNS_CONNECTIONS_PER_ADDRESS_MAX: usize = 8;
 /// How long a TCP connection may take for a whole question, or for taking an answer.
 pub const DNS_CONNECTION_IDLE: Duration = Duration::from_secs(5);
-/// TLS sessions kept for resumption for one (trust, client certificate): rustls keeps eight for a
-/// server, so that a thousand servers that share both resume.
-pub const TLS_SESSIONS_MAX: usize = 8_192;
+/// TLS sessions of one pool kept for resumption: as many as rustls keeps for a server.
+pub const TLS_SESSIONS_PER_POOL: usize = 8;
+/// Tickets of one connection at most: a good server sends a few behind its handshake.
+pub const TLS_TICKETS_MAX: u32 = 256;
 /// Bytes of plaintext in one TLS record at most, as the protocol has it; rustls' fragments are as long.
 pub const TLS_RECORD_BYTES: usize = 16_384;
 /// Records that one key may seal without rustls counting them; of the 2^24 that it

@@ -204,7 +204,7 @@ fn start_peer(core: Option<CoreId>) -> Peer {
     });
     Peer {
         address,
-        config: trusted.expect("roots").config,
+        config: trusted.expect("roots").for_one_pool(),
         name: ServerName::try_from("peer.example").expect("a name"),
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::{HashMap, HashSet, hash_map::Entry};
 use ipnet::IpNet;
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::ServerName;
@@ -19,7 +19,7 @@ use rustls_pki_types::ServerName;
 use super::{
     dns::zone::Zone,
     resolver::Resolver,
-    trust::{TrustError, TrustId, TrustStore},
+    trust::{TrustError, TrustId, TrustStore, Trusted},
 };
 use crate::{
     config::settings::{Account, Login, OnFailure, Scheme, Server, Settings, Slot, Timeouts},
@@ -35,7 +35,7 @@ use crate::{
 pub struct Assembly {
     trusts: TrustStore,
     accounts: HashMap<String, AccountId>,
-    pools: HashMap<PoolKey, PoolId>,
+    pools: HashMap<PoolKey, Pool>,
     pool_next: u32,
     plan: Plan,
 }
@@ -78,6 +78,14 @@ struct PoolKey {
     /// The configured addresses; empty: the host's own.
     fixed: Vec<SocketAddr>,
     trust: Option<TrustId>,
+}
+
+/// A set of connections.
+#[derive(Debug)]
+struct Pool {
+    id: PoolId,
+    /// What its connections are made with, and the sessions that they resume.
+    tls: Option<UpstreamTls>,
 }
 
 /// The settings in use, with everything rendered but the addresses of names.
@@ -159,12 +167,12 @@ impl Assembly {
             let id = self.account(&account.reference);
             ids.push(id);
             for server in &account.servers {
-                let (key, tls) = self.key(server)?;
+                let (key, trusted) = self.key(server)?;
                 let upstream = match planned.get(&key) {
                     Some(index) => *index,
                     None => {
-                        let pool = self.pool(&key);
-                        let index = plan.add(UpstreamPlan::new(pool, &key, tls));
+                        let pool = self.pool(&key, trusted.as_ref())?;
+                        let index = plan.add(UpstreamPlan::new(pool.id, &key, pool.tls.clone()));
                         planned.insert(key, index);
                         index
                     }
@@ -239,17 +247,29 @@ impl Assembly {
         *self.accounts.entry_ref(reference).or_insert(next)
     }
 
-    /// The number that a set of connections keeps while it is in use; never given again.
-    fn pool(&mut self, key: &PoolKey) -> PoolId {
-        let next = &mut self.pool_next;
-        *self.pools.entry(key.clone()).or_insert_with(|| {
-            let pool = PoolId(*next);
-            *next += 1;
-            pool
-        })
+    /// The set of connections that have this key. Its number stays while it is in use and is never given
+    /// again; its sessions stay as long.
+    fn pool(&mut self, key: &PoolKey, trusted: Option<&Trusted>) -> Result<&Pool, ReloadError> {
+        match self.pools.entry(key.clone()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => {
+                let tls = match trusted {
+                    None => None,
+                    Some(trusted) => Some(UpstreamTls {
+                        config: trusted.for_one_pool(),
+                        // An address is checked against IP SANs and never sent as SNI (RFC 6066 §3).
+                        name: ServerName::try_from(without_brackets(&key.host).to_owned())
+                            .map_err(|_| ReloadError::Host(key.host.clone()))?,
+                    }),
+                };
+                let id = PoolId(self.pool_next);
+                self.pool_next += 1;
+                Ok(place.insert(Pool { id, tls }))
+            }
+        }
     }
 
-    fn key(&mut self, server: &Server) -> Result<(PoolKey, Option<UpstreamTls>), ReloadError> {
+    fn key(&mut self, server: &Server) -> Result<(PoolKey, Option<Trusted>), ReloadError> {
         let url = &server.url;
         let mut key = PoolKey {
             scheme: url.scheme,
@@ -265,14 +285,7 @@ impl Assembly {
             .trusts
             .config(server.trust.as_deref(), server.client_certificate.as_ref())?;
         key.trust = Some(trusted.id);
-        // An address is checked against IP SANs and never sent as SNI (RFC 6066 §3).
-        let name = ServerName::try_from(without_brackets(&url.host).to_owned())
-            .map_err(|_| ReloadError::Host(url.host.clone()))?;
-        let tls = UpstreamTls {
-            config: trusted.config,
-            name,
-        };
-        Ok((key, Some(tls)))
+        Ok((key, Some(trusted)))
     }
 }
 
@@ -617,6 +630,28 @@ mod tests {
         assert_eq!(third, [first[1], first[0]]);
         assert!(!first.contains(&second[0]));
         assert_eq!(assembly.account_ref(second[0]), Some("gamma"));
+    }
+
+    #[test]
+    fn sessions_are_a_pools_own_and_stay_over_a_reload() {
+        let dir = folder();
+        let one = "url = \"https://h.example\"\nca = \"ca.pem\"";
+        let elsewhere = format!("{one}\naddress = [\"192.0.2.1:443\"]");
+        let settings = settings(&dir, &[one, &elsewhere]);
+        let mut assembly = Assembly::default();
+        let mut configs = || {
+            assembly.adopt(&settings).expect("fine settings");
+            let snapshot = assembly.first_snapshot(&Resolver::new(None));
+            ["m2u", "m2u2"].map(|slot| {
+                let tls = route(&snapshot, slot).upstream.tls.clone();
+                tls.expect("TLS").config
+            })
+        };
+        let (before, after) = (configs(), configs());
+        assert!(!Arc::ptr_eq(&before[0], &before[1]));
+        for (before, after) in before.iter().zip(&after) {
+            assert!(Arc::ptr_eq(before, after));
+        }
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Trust and client certificates of servers -> TLS configurations, one for each pair of them.
 //!
-//! Two servers with the same roots and the same client certificate share one configuration, and
-//! with it the session cache; two that differ in either never do. No byte of a key gets into a
-//! message.
+//! Two servers with the same roots and the same client certificate share one configuration; two that
+//! differ in either never do. Sessions are shared by no two pools. No byte of a key gets into a message.
 
 use std::{
     fmt,
@@ -36,8 +35,18 @@ pub struct TrustId(u32);
 pub struct Trusted {
     /// Which pair.
     pub id: TrustId,
-    /// Shared by every server of the pair and by all cores.
-    pub config: Arc<ClientConfig>,
+    /// It resumes no sessions.
+    config: Arc<ClientConfig>,
+}
+
+impl Trusted {
+    /// The configuration for one set of connections, on all cores. Its sessions are its own: another
+    /// account's server of the same name, at an address which that account chose, is shown none of them.
+    pub fn for_one_pool(&self) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.config);
+        config.resumption = Resumption::in_memory_sessions(limits::TLS_SESSIONS_PER_POOL);
+        Arc::new(config)
+    }
 }
 
 impl fmt::Debug for Trusted {
@@ -240,7 +249,7 @@ impl TrustStore {
                 .map_err(refused)?,
             None => builder.with_no_client_auth(),
         };
-        config.resumption = Resumption::in_memory_sessions(limits::TLS_SESSIONS_MAX);
+        config.resumption = Resumption::disabled();
         config.max_fragment_size = Some(limits::TLS_RECORD_BYTES + limits::TLS_HEADER_BYTES);
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         Ok(config)
@@ -409,14 +418,22 @@ mod tests {
         (trust(&[certificate]), config)
     }
 
-    /// Lets both ends talk until both are content, or one refuses.
     fn shake_hands(
         trusted: &Trusted,
         name: &str,
         server: &Arc<ServerConfig>,
     ) -> Result<ClientConnection, rustls::Error> {
+        shake_hands_with(&trusted.config, name, server)
+    }
+
+    /// Lets both ends talk until both are content, or one refuses.
+    fn shake_hands_with(
+        config: &Arc<ClientConfig>,
+        name: &str,
+        server: &Arc<ServerConfig>,
+    ) -> Result<ClientConnection, rustls::Error> {
         let name = ServerName::try_from(name.to_owned()).expect("a name");
-        let mut near = ClientConnection::new(Arc::clone(&trusted.config), name)?;
+        let mut near = ClientConnection::new(Arc::clone(config), name)?;
         let mut far = ServerConnection::new(Arc::clone(server))?;
         // The last round carries the session tickets.
         for _ in 0..4 {
@@ -477,19 +494,19 @@ mod tests {
     }
 
     #[test]
-    fn sessions_are_resumed_within_a_pair_and_never_across() {
-        let (one, two) = (pair("one.example"), pair("two.example"));
+    fn sessions_are_resumed_within_a_pool_and_never_across() {
         let mut store = TrustStore::default();
         let (roots, far) = server("h.example", None);
         let far = Arc::new(far);
-        let mut kind = |shown: &Arc<ClientCertificate>| {
-            let trusted = store.config(Some(&roots), Some(shown)).expect("one");
-            let near = shake_hands(&trusted, "h.example", &far).expect("trusted");
+        let trusted = store.config(Some(&roots), None).expect("one");
+        let (one, two) = (trusted.for_one_pool(), trusted.for_one_pool());
+        let kind = |config: &Arc<ClientConfig>| {
+            let near = shake_hands_with(config, "h.example", &far).expect("trusted");
             near.handshake_kind()
         };
-        assert_eq!(kind(&client(&one)), Some(HandshakeKind::Full));
-        assert_eq!(kind(&client(&one)), Some(HandshakeKind::Resumed));
-        assert_eq!(kind(&client(&two)), Some(HandshakeKind::Full));
+        assert_eq!(kind(&one), Some(HandshakeKind::Full));
+        assert_eq!(kind(&one), Some(HandshakeKind::Resumed));
+        assert_eq!(kind(&two), Some(HandshakeKind::Full));
     }
 
     #[test]

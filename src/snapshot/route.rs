@@ -153,7 +153,7 @@ pub struct Upstream {
 /// The TLS half of an upstream.
 #[derive(Clone)]
 pub struct UpstreamTls {
-    /// One per (trust, client certificate), with its session cache.
+    /// The pool's, with the sessions that it resumes.
     pub config: Arc<ClientConfig>,
     /// The name or address the server's certificate must bear.
     pub name: ServerName<'static>,
