@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     process::Command,
     sync::{Arc, Mutex, mpsc},
 };
@@ -338,6 +338,34 @@ fn what_came_before_a_session_broke_is_the_servers_answer() {
             }
             gateway.stop();
         }
+    }
+}
+
+#[test]
+fn a_server_is_told_why_its_session_ended() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (told, heard) = mpsc::channel();
+        let told = Mutex::new(told);
+        let upstream = Upstream::start_tls(versions(&leaf, None, version), move |conversation| {
+            conversation.request()?;
+            conversation.write("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")?;
+            let garbage = [&[23, 3, 3, 0, 40][..], &[0x5a; 40]].concat();
+            conversation.socket().write_all(&garbage)?;
+            let outcome = Read::read(conversation, &mut [0; 1]).map_err(|e| e.to_string());
+            told.lock().unwrap().send(outcome).unwrap();
+            Ok(())
+        });
+        let gateway = gateway(&upstream, &authority);
+        let mut device = device::Device::connect("127.0.0.7", gateway.address());
+        device.send(GET);
+        let received = String::from_utf8(device.receive_rest().unwrap()).unwrap();
+        assert!(received.ends_with("\r\n\r\nhalf"), "{received}");
+        let outcome = heard.recv_timeout(PATIENCE).unwrap();
+        let alert = outcome.expect_err("an alert");
+        assert!(alert.contains("BadRecordMac"), "{version:?}: {alert}");
+        gateway.stop();
     }
 }
 

@@ -484,6 +484,11 @@ impl Watch {
         &self.deadlines
     }
 
+    /// Sends as much as goes without waiting; answers how many bytes that is.
+    pub fn send_at_once(&self, bytes: &[u8]) -> usize {
+        sys::send_at_once(self.fd, bytes)
+    }
+
     /// Ends one side, or both, right now.
     pub fn shutdown(&self, side: Side) {
         sys::shutdown(self.fd, side);

@@ -90,6 +90,17 @@ pub fn has_bytes(fd: RawFd) -> bool {
     answer == 0 && count > 0
 }
 
+/// Sends as much of `bytes` as the socket takes without waiting; answers how many bytes that is, 0 if it
+/// is no connection any more.
+pub fn send_at_once(fd: RawFd, bytes: &[u8]) -> usize {
+    // SAFETY: the caller owns the socket for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    SockRef::from(&borrowed)
+        .send_with_flags(bytes, flags)
+        .unwrap_or(0)
+}
+
 /// Bytes of a connection that its peer has not acknowledged, sent or not (`SIOCOUTQ`, linux/sockios.h);
 /// its end counts as one more from when it was said. 0 if it is no connection any more: the kernel keeps
 /// nothing of it.

@@ -16,7 +16,7 @@ use rustls::{
 use rustls_pki_types::ServerName;
 
 use super::{
-    deadline::{Deadlines, Due},
+    deadline::{Deadlines, Due, Watch},
     open::OpeningKey,
     seal::SealingKey,
     standby::StandbyReader,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::limits::{
     TLS_BURST_BYTES, TLS_FLIGHT_BYTES, TLS_HEADER_BYTES, TLS_HELD_BYTES_MAX, TLS_PARKED_BYTES,
-    TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES, TLS_WIRE_RECORD_BYTES_MAX,
+    TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES, TLS_TICKETS_MAX, TLS_WIRE_RECORD_BYTES_MAX,
 };
 
 /// The state both halves share.
@@ -46,6 +46,8 @@ struct Session {
     outgoing: Vec<u8>,
     /// Bytes of it that wait; the handshake's last flight does so for the first request.
     sealed: usize,
+    /// Whether what was sealed before is being sent.
+    is_sending: bool,
     /// Plaintext that did not fit the reader's buffer.
     spill: Vec<u8>,
     /// The peer said that its data is complete.
@@ -86,6 +88,7 @@ impl Session {
             is_brisk: false,
             outgoing: Vec::new(),
             sealed: 0,
+            is_sending: false,
             spill: Vec::new(),
             closed: false,
             failure: None,
@@ -191,6 +194,10 @@ impl Session {
                 }
             };
             self.processed += discard;
+            // Each costs what a handshake does, but for the signatures.
+            if self.connection.tls13_tickets_received() > TLS_TICKETS_MAX {
+                return Err(rustls::Error::General("too many session tickets".into()));
+            }
             if let Some(progress) = step {
                 break progress;
             }
@@ -253,6 +260,17 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// Sends what rustls has to say to what was received, as much of it as goes at once: the peer may wait
+    /// for that. Whatever is left goes with what is written next.
+    fn answer(&mut self, watch: &Watch) {
+        if self.sealed == 0 || self.is_sending {
+            return;
+        }
+        let sent = watch.send_at_once(&self.outgoing[..self.sealed]);
+        self.outgoing.copy_within(sent..self.sealed, 0);
+        self.sealed -= sent;
     }
 
     /// Whether `incoming` starts with an incomplete record, or with nothing. Only then may the
@@ -461,6 +479,7 @@ impl TlsReader {
                 let has_room = session.spill.is_empty() && buffer.len() - begin < room;
                 if has_room && session.has_something_to_say() {
                     failure = session.advance(&mut buffer, begin + room, &[]).err();
+                    session.answer(self.socket.watch());
                 }
                 // What came before a failure was sent by the peer that the certificate names.
                 if buffer.len() > begin {
@@ -529,21 +548,27 @@ impl TlsWriter {
         }
     }
 
-    /// Sends the ciphertext that waits.
+    /// Sends the ciphertext that waits, and what the reader adds to it meanwhile.
     async fn flush(&mut self, patience: Duration) -> Result<(), WriteError> {
-        let (outgoing, sealed) = {
+        loop {
+            let (outgoing, sealed) = {
+                let session = &mut *self.session.borrow_mut();
+                session.is_sending = true;
+                (
+                    std::mem::take(&mut session.outgoing),
+                    std::mem::take(&mut session.sealed),
+                )
+            };
+            let (result, outgoing) = self.socket.write_part(outgoing, 0..sealed, patience).await;
             let session = &mut *self.session.borrow_mut();
-            (
-                std::mem::take(&mut session.outgoing),
-                std::mem::take(&mut session.sealed),
-            )
-        };
-        let (result, outgoing) = self.socket.write_part(outgoing, 0..sealed, patience).await;
-        let mut session = self.session.borrow_mut();
-        if session.sealed == 0 {
-            session.outgoing = outgoing;
+            session.is_sending = false;
+            if session.sealed == 0 {
+                session.outgoing = outgoing;
+            }
+            if session.sealed == 0 || result.is_err() {
+                return result;
+            }
         }
-        result
     }
 }
 

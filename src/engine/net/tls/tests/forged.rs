@@ -1,7 +1,10 @@
 //! Records that no server of good faith sends, made with its keys: what is opened beside rustls must be
 //! what rustls would have opened, in the same order, and nothing else.
 
-use std::sync::Mutex;
+use std::{
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    sync::Mutex,
+};
 
 use ::aws_lc_rs::{
     aead::{self, Aad, LessSafeKey, UnboundKey},
@@ -13,7 +16,7 @@ use rustls::{
 };
 
 use super::*;
-use crate::limits::TLS_HELD_BYTES_MAX;
+use crate::limits::{TLS_HELD_BYTES_MAX, TLS_TICKETS_MAX};
 
 const DATA: u8 = 23;
 const HANDSHAKE: u8 = 22;
@@ -436,6 +439,45 @@ fn a_server_that_renews_its_keys_and_sends_data_may_do_so_for_ever() {
         }
         victim.read_data(b"data");
     }
+}
+
+#[test]
+fn tickets_without_end_are_refused_whatever_comes_with_them() {
+    let mut victim = Victim::opening(true);
+    for _ in 0..TLS_TICKETS_MAX {
+        let ticket = victim.forge.ticket();
+        assert_eq!(victim.read(&ticket), (Vec::new(), Ok(())));
+        victim.read_data(b"data");
+    }
+    let wire = [victim.forge.ticket(), victim.forge.data(b"more")].concat();
+    let (data, result) = victim.read(&wire);
+    assert!(
+        matches!(result, Err(rustls::Error::General(_))),
+        "{result:?}"
+    );
+    assert!(data.is_empty() || data == b"more");
+}
+
+#[test]
+fn a_server_that_asks_for_another_handshake_is_told_that_there_is_none() {
+    let mut victim = Victim::opening(false);
+    let (near, mut far) = UnixStream::pair().expect("a pair");
+    let watch = Deadlines::new().watch(near.as_raw_fd());
+    // HelloRequest (RFC 5246 §7.4.1.1).
+    let asks = victim.forge.seal(HANDSHAKE, &[0; 4], 0);
+    assert_eq!(victim.read(&asks), (Vec::new(), Ok(())));
+    // Behind what is being sent, and no other way.
+    victim.near.is_sending = true;
+    let sealed = victim.near.sealed;
+    victim.near.answer(&watch);
+    assert_eq!(victim.near.sealed, sealed);
+    victim.near.is_sending = false;
+    victim.near.answer(&watch);
+    assert_eq!(victim.near.sealed, 0);
+    drop((watch, near));
+    let mut answer = Vec::new();
+    far.read_to_end(&mut answer).expect("an answer");
+    assert_eq!((answer.len(), answer[0]), (sealed, ALERT));
 }
 
 #[test]
