@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     config::{
         flags::ConfigArguments,
-        problem::Summary,
+        problem::{Problem, Summary},
         settings::{AccessLog, Inventory, Leases, Limits, Listen, Settings, Timeouts},
     },
     control::{
@@ -123,6 +123,7 @@ async fn serve(settings: Settings, arguments: ConfigArguments) -> Result<(), Fau
     let mut signals = Signals::install().map_err(Fault::Signals)?;
     let cores = engine::choose_cores(&settings.tuning).map_err(Fault::Start)?;
     file_limit::raise(&Demand::of(&settings, cores.len()));
+    warn(&settings.doubts);
     let gateway = tokio::select! {
         gateway = Gateway::start(&settings, arguments) => gateway?,
         () = signals.end() => return Ok(()),
@@ -327,6 +328,7 @@ impl Gateway {
             say(format_args!("{refused}: {error}"));
             return;
         }
+        warn(&settings.doubts);
         let fixed = self.started.differences(&settings);
         if !fixed.is_empty() {
             let keys = fixed.join(", ");
@@ -626,6 +628,12 @@ fn publish_leases(publisher: &Publisher) -> impl Fn(Identities, &[(Scope, IpNet)
             ..current
         };
         publisher.publish_moved(snapshot, moved);
+    }
+}
+
+fn warn(doubts: &[Problem]) {
+    for doubt in doubts {
+        say(format_args!("warning: {doubt}"));
     }
 }
 

@@ -15,7 +15,7 @@ use common::{
     PATIENCE,
     certificates::{Authority, Leaf, Validity, quoted},
     device,
-    gateway::{Gateway, PREAMBLE, account},
+    gateway::{Gateway, PREAMBLE, account, server},
     upstream::{Upstream, echo},
     wire::Message,
 };
@@ -168,6 +168,42 @@ fn a_server_that_demands_a_certificate_gets_it_or_is_told_apart() {
             assert!(upstream.requests().is_empty());
         }
     }
+}
+
+#[test]
+fn a_client_certificate_that_ran_out_costs_its_server_alone() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let late = authority.server(&["late.example"], Validity::Expired);
+    let (strict, plain) = (serve(&leaf, Some(&authority)), Upstream::echo());
+    let servers = format!(
+        "[[account.server]]\nurl = \"https://{}\"\nca = {}\nclient_certificate = {}\n\
+         client_key = {}\n{}",
+        strict.address,
+        quoted(&authority.pem()),
+        quoted(&late.pem),
+        quoted(&late.key),
+        server("m2u2", &plain.url()),
+    );
+    let mut gateway = Gateway::with(&account("acme", &servers, &[("press-07", "127.0.0.7")]));
+    let warnings = |log: &str| {
+        let lines = log.lines().filter(|line| line.contains("warning: "));
+        lines.filter(|line| line.contains("expired on")).count()
+    };
+    for reloads in 0..2 {
+        assert_eq!(warnings(&gateway.log()), 1 + reloads, "{}", gateway.log());
+        let statuses = ["m2u", "m2u2"].map(|host| {
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            device::ask("127.0.0.7", gateway.address(), request).status()
+        });
+        assert_eq!(statuses, [502, 200]);
+        if reloads == 0 {
+            gateway.signal("HUP");
+            gateway.wait_for_log("reloaded: ");
+        }
+    }
+    assert_eq!(gateway.counts()["failed.tls_certificate"], 2);
+    gateway.stop();
 }
 
 #[test]

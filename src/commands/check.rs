@@ -1,4 +1,4 @@
-//! `m2u check`: everything that `run` would refuse, all at once.
+//! `m2u check`: everything that `run` would refuse, or warn of, all at once.
 //!
 //! Opens no socket, sends nothing, writes no file.
 
@@ -17,7 +17,7 @@ pub struct Arguments {
     pub config: ConfigArguments,
 }
 
-/// Checks the configuration: 0 if `run` would accept it, 1 with every problem on standard error.
+/// Checks the configuration: 0 if `run` would find nothing wrong, 1 with every problem on standard error.
 pub fn execute(arguments: Arguments) -> ExitCode {
     match arguments.config.load() {
         Ok(settings) => {
@@ -25,6 +25,10 @@ pub fn execute(arguments: Arguments) -> ExitCode {
             // What the file alone cannot tell: whether this system has what its servers need.
             if let Err(error) = Assembly::default().adopt(&settings) {
                 eprintln!("{file}: {error}");
+                return ExitCode::FAILURE;
+            }
+            if !settings.doubts.is_empty() {
+                eprint!("{}", Summary(&settings.doubts));
                 return ExitCode::FAILURE;
             }
             let (inventory, listeners) = (settings.inventory(), listeners(&settings));

@@ -84,7 +84,10 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Settings, Vec<Problem>
     let mut report = Report::default();
     let settings = assemble(path, overrides, &mut report);
     match settings {
-        Some(settings) if report.is_empty() => Ok(settings),
+        Some(settings) if report.is_fine() => Ok(Settings {
+            doubts: report.into_problems(),
+            ..settings
+        }),
         _ => Err(report.into_problems()),
     }
 }
@@ -159,6 +162,7 @@ fn assemble(path: &Path, overrides: &Overrides, report: &mut Report) -> Option<S
         openvpn,
         accounts,
         tuning: overrides.tuning(),
+        doubts: Vec::new(),
     })
 }
 

@@ -28,7 +28,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub fn feed_socket(path: &Path) -> Result<Option<PathBuf>, Vec<Problem>> {
     let mut report = Report::default();
     let socket = find_socket(path, &mut report);
-    match report.is_empty() {
+    match report.is_fine() {
         true => Ok(socket),
         false => Err(report.into_problems()),
     }

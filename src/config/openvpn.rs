@@ -358,7 +358,7 @@ impl<'a> HubReader<'a> {
             return;
         };
         // A device that was refused would be missed here once more.
-        if !report.is_empty() {
+        if !report.is_fine() {
             return;
         }
         let devices = self.devices.get_or_insert_with(|| {

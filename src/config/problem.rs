@@ -120,6 +120,8 @@ impl fmt::Display for Place {
 pub(super) struct Report {
     problems: Vec<Problem>,
     beyond: usize,
+    /// Whether one of them is more than a doubt.
+    has_fault: bool,
     /// Lines the TOML parser could not read: what it guessed there is not judged again.
     unreadable: Vec<Place>,
 }
@@ -131,6 +133,17 @@ impl Report {
         if self.unreadable.iter().any(refused) {
             return;
         }
+        self.has_fault = true;
+        self.push(place, message);
+    }
+
+    /// Adds a problem that the gateway can run with: it concerns one server, and may come, or go, by itself
+    /// while it runs.
+    pub(super) fn add_doubt(&mut self, place: &Place, message: impl Into<String>) {
+        self.push(place, message);
+    }
+
+    fn push(&mut self, place: &Place, message: impl Into<String>) {
         if self.problems.len() < limits::PROBLEMS_MAX {
             self.problems.push(Problem::new(place.clone(), message));
         } else {
@@ -152,9 +165,9 @@ impl Report {
         self.unreadable.push(place);
     }
 
-    /// Nothing was wrong.
-    pub(super) fn is_empty(&self) -> bool {
-        self.problems.is_empty()
+    /// Nothing was wrong, but for doubts.
+    pub(super) fn is_fine(&self) -> bool {
+        !self.has_fault
     }
 
     /// The problems in the order of their files and lines; the last may stand for many.

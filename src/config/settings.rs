@@ -14,6 +14,7 @@ use std::{
 use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::problem::Problem;
 pub use super::{
     common_names::{CommonNames, NameList, Pattern},
     fleet::{Device, Fleet},
@@ -45,6 +46,8 @@ pub struct Settings {
     pub accounts: Vec<Account>,
     /// Engine tuning, from flags.
     pub tuning: Tuning,
+    /// Problems that the gateway can run with: client certificates that are out of date.
+    pub doubts: Vec<Problem>,
 }
 
 impl Settings {
