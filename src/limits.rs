@@ -229,9 +229,11 @@ pub const DNS_CONNECTIONS_MAX: usize = 128;
 pub const DNS_CONNECTIONS_PER_ADDRESS_MAX: usize = 8;
 /// How long a TCP connection may take for a whole question, or for taking an answer.
 pub const DNS_CONNECTION_IDLE: Duration = Duration::from_secs(5);
-/// TLS sessions of one pool kept for resumption: as many as rustls keeps for a server.
+/// TLS sessions of one pool kept for resumption: as many as rustls keeps for a server. Each has the server's
+/// chain with it; at the worst all eight come to a MB.
 pub const TLS_SESSIONS_PER_POOL: usize = 8;
-/// Tickets of one connection at most: a good server sends a few behind its handshake.
+/// Tickets of one connection at most, and what else of them one receive brings: a good server sends a few
+/// behind its handshake. A connection that has had half as many carries no further request.
 pub const TLS_TICKETS_MAX: u32 = 256;
 /// Bytes of plaintext in one TLS record at most, as the protocol has it; rustls' fragments are as long.
 pub const TLS_RECORD_BYTES: usize = 16_384;

@@ -19,6 +19,7 @@ use common::{
     upstream::{Upstream, echo},
     wire::Message,
 };
+use m2u::limits::TLS_TICKETS_MAX;
 use rustls::ServerConfig;
 use socket2::SockRef;
 
@@ -374,6 +375,26 @@ fn what_came_before_a_session_broke_is_the_servers_answer() {
             }
             gateway.stop();
         }
+    }
+}
+
+#[test]
+fn a_connection_that_had_many_tickets_carries_no_further_request() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    for (tickets, connections) in [(TLS_TICKETS_MAX / 2, 1), (TLS_TICKETS_MAX / 2 + 1, 2)] {
+        let config = versions(&leaf, None, &rustls::version::TLS13);
+        let mut config = Arc::unwrap_or_clone(config);
+        config.send_tls13_tickets = tickets as usize;
+        let upstream = Upstream::start_tls(Arc::new(config), echo);
+        let gateway = gateway(&upstream, &authority);
+        // One connection, so that one core serves both.
+        let mut device = device::Device::connect("127.0.0.7", gateway.address());
+        for _ in 0..2 {
+            assert_eq!(device.ask(GET).status(), 200, "{tickets} tickets");
+        }
+        assert_eq!(upstream.connections(), connections, "{tickets} tickets");
+        gateway.stop();
     }
 }
 

@@ -194,7 +194,7 @@ impl Session {
                 }
             };
             self.processed += discard;
-            // Each costs what a handshake does, but for the signatures.
+            // What is costly in a handshake, but for the signatures, each of them costs.
             if self.connection.tls13_tickets_received() > TLS_TICKETS_MAX {
                 return Err(rustls::Error::General("too many session tickets".into()));
             }
@@ -262,8 +262,9 @@ impl Session {
         }
     }
 
-    /// Sends what rustls has to say to what was received, as much of it as goes at once: the peer may wait
-    /// for that. Whatever is left goes with what is written next.
+    /// Sends the alerts that rustls has for what was received, as much of them as goes at once: the peer may
+    /// wait for one. Whatever is left of a warning goes with what is written next. New keys are told with
+    /// the next record, as they may (RFC 8446 §4.6.3).
     fn answer(&mut self, watch: &Watch) {
         if self.sealed == 0 || self.is_sending {
             return;
@@ -420,6 +421,7 @@ impl TlsReader {
             let session = self.session.borrow();
             !session.closed
                 && session.failure.is_none()
+                && session.connection.tls13_tickets_received() <= TLS_TICKETS_MAX / 2
                 && session.spill.is_empty()
                 && session.incoming.is_empty()
         };
@@ -550,6 +552,7 @@ impl TlsWriter {
 
     /// Sends the ciphertext that waits, and what the reader adds to it meanwhile.
     async fn flush(&mut self, patience: Duration) -> Result<(), WriteError> {
+        let mut is_ours = true;
         loop {
             let (outgoing, sealed) = {
                 let session = &mut *self.session.borrow_mut();
@@ -560,14 +563,18 @@ impl TlsWriter {
                 )
             };
             let (result, outgoing) = self.socket.write_part(outgoing, 0..sealed, patience).await;
+            if result.is_err() {
+                // A part of a record may be out: the reader adds nothing any more. What was to be sent is
+                // out if only its answer is not.
+                return if is_ours { result } else { Ok(()) };
+            }
             let session = &mut *self.session.borrow_mut();
             session.is_sending = false;
             if session.sealed == 0 {
                 session.outgoing = outgoing;
+                return Ok(());
             }
-            if session.sealed == 0 || result.is_err() {
-                return result;
-            }
+            is_ours = false;
         }
     }
 }

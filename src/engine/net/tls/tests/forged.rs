@@ -2,20 +2,23 @@
 //! what rustls would have opened, in the same order, and nothing else.
 
 use std::{
+    future::Future,
     os::{fd::AsRawFd, unix::net::UnixStream},
     sync::Mutex,
+    task::{Context, Waker},
 };
 
 use ::aws_lc_rs::{
     aead::{self, Aad, LessSafeKey, UnboundKey},
     hkdf,
 };
+use monoio::{IoUringDriver, RuntimeBuilder};
 use rustls::{
     ConnectionTrafficSecrets, KeyLog, PeerMisbehaved,
     crypto::cipher::{Nonce, make_tls12_aad, make_tls13_aad},
 };
 
-use super::*;
+use super::{super::super::sys::Side, *};
 use crate::limits::{TLS_HELD_BYTES_MAX, TLS_TICKETS_MAX};
 
 const DATA: u8 = 23;
@@ -478,6 +481,59 @@ fn a_server_that_asks_for_another_handshake_is_told_that_there_is_none() {
     let mut answer = Vec::new();
     far.read_to_end(&mut answer).expect("an answer");
     assert_eq!((answer.len(), answer[0]), (sealed, ALERT));
+}
+
+#[test]
+fn an_answer_that_comes_while_a_body_is_sent_follows_it() {
+    let Victim { near, mut forge } = Victim::opening(false);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let socket = std::net::TcpStream::connect(address).expect("connect");
+    let (mut far, _) = listener.accept().expect("accept");
+    // More than both systems hold.
+    let body = vec![b'x'; 16_000_000];
+    let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+        .build()
+        .expect("a ring");
+    let received = runtime.block_on(async {
+        socket.set_nonblocking(true).expect("a socket");
+        let socket = TcpStream::from_std(socket).expect("a socket");
+        let (_reader, socket, watch) = stream::split(socket, &Deadlines::new());
+        let session = Rc::new(RefCell::new(near));
+        let mut writer = TlsWriter {
+            socket,
+            session: Rc::clone(&session),
+        };
+        let mut write = Box::pin(writer.write_all(body, 0, Duration::from_secs(600)));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(write.as_mut().poll(&mut context).is_pending());
+        {
+            let session = &mut *session.borrow_mut();
+            let asks = forge.seal(HANDSHAKE, &[0; 4], 0);
+            session.incoming.extend_from_slice(&asks);
+            let told = session.advance(&mut Vec::with_capacity(100), 100, &[]);
+            assert_eq!(told, Ok(Progress::Ready));
+            session.answer(&watch);
+            assert!(session.sealed > 0, "nothing overtakes what is being sent");
+        }
+        let reader = std::thread::spawn(move || {
+            let mut received = Vec::new();
+            far.read_to_end(&mut received).expect("all of it");
+            received
+        });
+        let (result, _) = write.await;
+        assert!(result.is_ok() && session.borrow().sealed == 0);
+        watch.shutdown(Side::Write);
+        reader.join().expect("all of it")
+    });
+    let mut kinds = Vec::new();
+    let mut rest = &received[..];
+    while let [kind, _, _, high, low, ..] = rest {
+        kinds.push(*kind);
+        rest = &rest[5 + usize::from(u16::from_be_bytes([*high, *low]))..];
+    }
+    assert_eq!(kinds.pop(), Some(ALERT));
+    assert!(kinds.len() > 900 && kinds.iter().all(|kind| *kind == DATA));
 }
 
 #[test]
