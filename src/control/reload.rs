@@ -153,6 +153,17 @@ impl Assembly {
     /// # Errors
     /// They cannot be put to use; then those before stay in force.
     pub fn adopt(&mut self, settings: &Settings) -> Result<(), ReloadError> {
+        let adopted = self.plan_for(settings).map(|plan| self.plan = plan);
+        // Whatever is not in use by now is forgotten, also what refused settings would have had.
+        let upstreams = self.plan.upstreams.iter();
+        let pools: HashSet<PoolId> = upstreams.map(|upstream| upstream.pool).collect();
+        self.pools.retain(|_, pool| pools.contains(&pool.id));
+        let trusts: HashSet<TrustId> = self.pools.keys().filter_map(|key| key.trust).collect();
+        self.trusts.retain(&trusts);
+        adopted
+    }
+
+    fn plan_for(&mut self, settings: &Settings) -> Result<Plan, ReloadError> {
         // The operator may have renewed the system's roots since they were read.
         self.trusts.forget_system_roots();
         let mut plan = Plan {
@@ -183,11 +194,7 @@ impl Assembly {
         }
         let identities = IdentityTable::build(entries(&settings.accounts, &ids));
         plan.identities = Arc::new(identities.map_err(ReloadError::Occupied)?);
-        self.plan = plan;
-        self.pools.retain(|key, _| planned.contains_key(key));
-        let trusts: HashSet<TrustId> = planned.keys().filter_map(|key| key.trust).collect();
-        self.trusts.retain(&trusts);
-        Ok(())
+        Ok(plan)
     }
 
     /// The *ref* of the account with this number.
@@ -751,9 +758,11 @@ mod tests {
         let fine = settings(&dir, &[one]);
         let mut assembly = Assembly::default();
         let pool = pools(&mut assembly, &fine)[0];
-        let mut bad = fine.clone();
-        bad.accounts[0].servers[0].url.host = "not a name".to_owned();
+        let new = "url = \"https://two.example\"\nca = \"other-ca.pem\"";
+        let mut bad = settings(&dir, &[new, one]);
+        bad.accounts[0].servers[1].url.host = "not a name".to_owned();
         assert!(matches!(assembly.adopt(&bad), Err(ReloadError::Host(_))));
+        assert_eq!(assembly.pools.len(), 1, "nothing is kept of the others");
         let resolver = Resolver::new(None);
         assert!(assembly.snapshot(&resolver, ["one.example"]).is_none());
         assert_eq!(assembly.names().collect::<Vec<_>>(), ["one.example"]);
