@@ -183,6 +183,12 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// How long it may go on sending: what it sends is thrown away, so that the answer is not lost to a
 /// reset.
 pub const LINGER_TOTAL: Duration = Duration::from_secs(30);
+/// How often a send that is overdue may have as long again, as its peer has acknowledged something: one
+/// that is not over by then waits for a third of a full socket all that time.
+pub const SEND_RENEWALS_MAX: u32 = 8;
+/// Bytes that a device must acknowledge of its last answer, or all that is left, to have as long again for
+/// the rest.
+pub const DELIVERY_BYTES_FLOOR: usize = 4_096;
 /// The shortest patience with a device that acknowledges nothing of its last answer, before its
 /// connection is reset; `timeouts.body` may allow more.
 pub const DELIVERY_PATIENCE_FLOOR: Duration = Duration::from_secs(30);

@@ -395,7 +395,8 @@ impl Watch {
     }
 
     /// From now on a send, or a connect, is overdue at `due`; a send whose peer acknowledges some of what it
-    /// was sent only once it has acknowledged nothing for as long, or twice as long at most.
+    /// was sent only once it has acknowledged nothing for as long, or twice as long at most, or has had as
+    /// long again [`limits::SEND_RENEWALS_MAX`] times.
     pub fn set_write(&self, due: Due) {
         let was_seen = self.with(|entry| {
             let noted = entry.noted.0;

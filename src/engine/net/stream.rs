@@ -508,7 +508,7 @@ impl SocketWriter {
     }
 
     /// Waits until the peer's system has acknowledged all that was sent before the end; not the end
-    /// itself, of which there must have been one. A peer that takes nothing for longer than `patience`,
+    /// itself, of which there must have been one. A peer that takes next to nothing for longer than `patience`,
     /// or longer than `total` over all of it, is reset: answers whether that was spared. Looks at every
     /// sweep as long as the peer takes something, then twice a second, as far as others that wait leave room
     /// for that; ends as well when a look finds `is_abandoned`.
@@ -529,7 +529,7 @@ impl SocketWriter {
             if still_owed == 0 {
                 break;
             }
-            if still_owed < owed {
+            if still_owed + owed.min(limits::DELIVERY_BYTES_FLOOR) <= owed {
                 due = deadlines.due_in(patience).min(end);
                 owed = still_owed;
                 idle_looks = 0;
@@ -585,12 +585,22 @@ mod tests {
     fn deliver(
         total: Duration,
         is_abandoned: impl Fn() -> bool,
+        act: impl FnMut(usize, &mut StdStream, &Watch),
+    ) -> (StdStream, usize, usize, bool) {
+        // So that little of what was sent is taken at a time.
+        deliver_into(16_384, total, is_abandoned, act)
+    }
+
+    /// Likewise, to a peer whose system receives that little ahead.
+    fn deliver_into(
+        buffer: usize,
+        total: Duration,
+        is_abandoned: impl Fn() -> bool,
         mut act: impl FnMut(usize, &mut StdStream, &Watch),
     ) -> (StdStream, usize, usize, bool) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let peer = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        // So that little of what was sent is taken at a time.
-        peer.set_recv_buffer_size(16_384).expect("a socket");
+        peer.set_recv_buffer_size(buffer).expect("a socket");
         let address = listener.local_addr().expect("bound");
         peer.connect(&address.into()).expect("connect");
         let mut peer = StdStream::from(peer);
@@ -646,6 +656,20 @@ mod tests {
         let (received, outcome) = rest(peer);
         assert!(received < sent);
         assert_eq!(outcome, Some(io::ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn a_peer_that_takes_next_to_nothing_is_reset_as_well() {
+        let reads = |sweep, peer: &mut StdStream, watch: &Watch| {
+            let owed = watch.unacknowledged();
+            while sweep == SWEEPS / 2 && watch.unacknowledged() == owed {
+                peer.read_exact(&mut [0; 64]).expect("what was sent");
+            }
+        };
+        let (peer, _, sweeps, is_spared) = deliver_into(1, Duration::MAX, || false, reads);
+        let late = limits::SWEEPS_AHEAD_MAX / 2;
+        assert!((SWEEPS..SWEEPS + late + 5).contains(&sweeps), "{sweeps}");
+        assert!(!is_spared && rest(peer).1 == Some(io::ErrorKind::ConnectionReset));
     }
 
     #[test]
