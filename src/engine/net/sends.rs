@@ -11,7 +11,7 @@ use super::{deadline::Due, sys};
 use crate::limits;
 
 /// The sends of one core that a sweep has found under way, by the keys of their sockets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sends(HashMap<u32, Pending>);
 
 #[derive(Debug)]
@@ -22,6 +22,13 @@ struct Pending {
     patience_ms: u64,
     /// How often it may still have as long again.
     renewals: u32,
+}
+
+impl Default for Sends {
+    /// With room for some, so that an ordinary request allocates nothing when a sweep meets it.
+    fn default() -> Self {
+        Self(HashMap::with_capacity(limits::SENDS_ROOM))
+    }
 }
 
 impl Sends {
