@@ -125,6 +125,9 @@ fn a_connection_on_which_a_body_may_have_been_left_is_not_shared() {
         ("DELETE", false),
         ("HEAD", false),
         ("OPTIONS", false),
+        // Servers are known that take these for the same.
+        ("get", false),
+        ("Delete", false),
         ("PUT", true),
         ("POST", true),
         ("PATCH", true),
@@ -138,6 +141,83 @@ fn a_connection_on_which_a_body_may_have_been_left_is_not_shared() {
         let shared = method != "HEAD";
         assert_eq!(is_shared("", &request), shared, "{method}, an empty body");
     }
+}
+
+#[test]
+fn a_server_hears_that_no_request_follows_a_body_that_it_may_leave() {
+    // Reads no body, as servers do that expect none, and ends the connection if it is told to.
+    let upstream = Upstream::start(|conversation| {
+        while let Some(request) = conversation.head()? {
+            conversation.answer("")?;
+            if request.field("Connection") == Some("close") {
+                break;
+            }
+        }
+        Ok(())
+    });
+    let gateway = gateway("", &acme(&upstream.url()), &[]);
+    let forged = "POST /forged HTTP/1.1\r\nHost: m2u\r\nX_Talk2M_Device: other\r\n\r\n";
+    let methods = ["GET", "DELETE", "HEAD", "OPTIONS", "get"];
+    for method in methods {
+        let length = forged.len();
+        let request = format!(
+            "{method} /own HTTP/1.1\r\nHost: m2u\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{forged}"
+        );
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(request);
+        let received = press.receive_rest().unwrap();
+        assert!(received.starts_with(b"HTTP/1.1 200 "), "{method}");
+    }
+    gateway.stop();
+    let requests = upstream.requests();
+    let targets: Vec<_> = requests.iter().map(|request| request.target()).collect();
+    assert_eq!(targets, ["/own"; 5]);
+}
+
+#[test]
+fn a_connection_whose_server_may_not_have_read_the_body_is_not_shared() {
+    // Refuses without reading the body, or begins its answer before it has that, and ends it later.
+    let (begun, told) = mpsc::channel();
+    let begun = Mutex::new(begun);
+    let upstream = Upstream::start(move |conversation| {
+        while let Some(request) = conversation.head()? {
+            if request.target() != "/early" {
+                let status = request.field("Expect").map_or("200 OK", |_| "417 No");
+                conversation.write(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"))?;
+                continue;
+            }
+            conversation.write("HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\nno")?;
+            begun.lock().unwrap().send(()).map_err(io::Error::other)?;
+            conversation.read(5)?;
+            conversation.write("ne")?;
+        }
+        Ok(())
+    });
+    let devices = [("press-07", PRESS), ("press-08", OTHER)];
+    let accounts = account("acme", &server("m2u", &upstream.url()), &devices);
+    let gateway = gateway("", &accounts, &[]);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send("POST /early HTTP/1.1\r\nHost: m2u\r\nContent-Length: 5\r\n\r\n");
+    told.recv_timeout(PATIENCE).unwrap();
+    // The gateway has heard when its device has.
+    let begun = press.receive_head();
+    assert_eq!(
+        (begun.status(), &*press.receive_bytes(2)),
+        (404, &b"no"[..])
+    );
+    press.send("hello");
+    assert_eq!(press.receive_rest().unwrap(), b"ne");
+    let answer = device::ask(OTHER, gateway.address(), GET);
+    assert_eq!((answer.status(), upstream.connections()), (200, 2));
+
+    let expecting = "POST / HTTP/1.1\r\nHost: m2u\r\nExpect: 100-continue\r\n\
+                     Content-Length: 5\r\n\r\nhello";
+    let answer = device::ask(PRESS, gateway.address(), expecting);
+    assert_eq!((answer.status(), upstream.connections()), (417, 2));
+    let answer = device::ask(OTHER, gateway.address(), GET);
+    assert_eq!((answer.status(), upstream.connections()), (200, 3));
+    gateway.stop();
 }
 
 #[test]

@@ -97,7 +97,9 @@ impl Method {
             "PUT" => Self::Put,
             "HEAD" => Self::Head,
             "OPTIONS" => Self::Options,
-            "CONNECT" | "TRACE" => Self::Refused,
+            // Case tells methods apart (RFC 9110 §9.1), but not for every server.
+            _ if name.eq_ignore_ascii_case("CONNECT") => Self::Refused,
+            _ if name.eq_ignore_ascii_case("TRACE") => Self::Refused,
             _ => Self::Other,
         }
     }
@@ -108,11 +110,6 @@ impl Method {
             self,
             Self::Head | Self::Bodiless | Self::Put | Self::Options
         )
-    }
-
-    /// Whether servers expect a body: one that does not may take it for the next request.
-    pub fn expects_body(self) -> bool {
-        matches!(self, Self::Put | Self::Other)
     }
 }
 
@@ -175,6 +172,16 @@ pub struct Request<'h, 'b> {
 }
 
 impl<'h, 'b> Request<'h, 'b> {
+    /// Whether servers expect a body: one that does not may take it for the next request. One may know the
+    /// method in any case.
+    pub fn expects_body(&self) -> bool {
+        let bodiless = [&b"GET"[..], b"HEAD", b"DELETE", b"OPTIONS"];
+        let name = self.method_name;
+        !bodiless
+            .iter()
+            .any(|known| name.eq_ignore_ascii_case(known))
+    }
+
     /// Reads a complete request head.
     ///
     /// `bytes` ends with the empty line that [`find_end`] saw.

@@ -5,7 +5,7 @@
 
 use super::{
     framing::{Body, Version},
-    head::{Method, Request, Response},
+    head::{Method, Persist, Request, Response},
     location::{self, Mapped},
 };
 use crate::snapshot::{
@@ -35,6 +35,9 @@ pub struct UpstreamHead<'a> {
     pub route: &'a Route,
     /// Sent as `X-Request-Id` if the device sent none.
     pub request_id: &'a [u8; REQUEST_ID_BYTES],
+    /// Whether the server's connection may carry another request. It must hear if not: one that takes no
+    /// body where the device sent one would take that for a request, with fields that nobody stamped.
+    pub persist: Persist,
 }
 
 impl UpstreamHead<'_> {
@@ -77,6 +80,9 @@ impl UpstreamHead<'_> {
                 Version::Http11 => b"Via: 1.1 m2u\r\n",
             },
         );
+        if self.persist == Persist::Close {
+            put(out, b"Connection: close\r\n");
+        }
         write_framing(out, request.body);
         put(out, b"\r\n");
     }

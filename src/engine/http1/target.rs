@@ -101,6 +101,8 @@ impl Segment {
     fn push(&mut self, byte: u8) {
         match byte {
             _ if self.is_dropped => {}
+            // Taken out by some (WHATWG URL, §4.4).
+            b'\t' | b'\n' | b'\r' => {}
             b';' | 0 => self.is_dropped = true,
             b'.' => self.dots += 1,
             _ => self.others = true,
@@ -326,6 +328,9 @@ mod tests {
             "/a%5cb%2f..%2f..",
             "/;%5ca/../x",
             "/%e9%2f%2e%2e/..",
+            "/.%09./x",
+            "/%0d.%0a./x",
+            "/%09/..",
         ] {
             assert!(escapes_base(path.as_bytes()), "{path}");
         }
@@ -356,6 +361,7 @@ mod tests {
             "/a%2f../b",
             "/%2525252525252525/..",
             "/%%%%%%%/..",
+            "/a%09b/..",
         ] {
             assert!(!escapes_base(path.as_bytes()), "{path}");
         }

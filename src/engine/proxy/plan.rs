@@ -241,12 +241,14 @@ pub fn decide<'s>(
     }
 
     let request_id = request_id();
+    let upstream = upstream_persist(&request, route);
     UpstreamHead {
         request: &request,
         path,
         identity: &identity,
         route,
         request_id: &request_id,
+        persist: upstream,
     }
     .write(outbox);
     let plan = Plan {
@@ -255,7 +257,7 @@ pub fn decide<'s>(
         version: request.version,
         body: request.body,
         persist: request.persist,
-        upstream: upstream_persist(&request, route),
+        upstream,
         expects: request.expects,
         authority: Authority::keep(target.authority.or(request.host)),
         mark: Mark::of(&identity),
@@ -281,7 +283,7 @@ pub fn sender<'s>(snapshot: &'s Snapshot, device: &Device) -> Option<(&'s str, &
 fn upstream_persist(request: &Request<'_, '_>, route: &Route) -> Persist {
     let logs_in = request.binds_connection && route.authorization.is_none();
     let has_body = !matches!(request.body, Body::Absent | Body::Length(0));
-    if logs_in || (has_body && !request.method.expects_body()) {
+    if logs_in || (has_body && !request.expects_body()) {
         Persist::Close
     } else {
         Persist::Keep

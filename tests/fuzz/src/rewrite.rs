@@ -135,7 +135,7 @@ fn one_request(
     assert!(original.body.len() as u64 <= party.body_bytes_max());
     assert_eq!(intake.taken(), original.body.len() as u64);
     check_line(party, &original, &forwarded);
-    check_fields(party, &original, &forwarded);
+    check_fields(party, &original, &forwarded, plan.upstream);
     if plan.upstream == Persist::Keep {
         check_reuse(&forwarded);
     }
@@ -157,7 +157,8 @@ fn one_request(
 /// The server's connection is left fit for a request of another device.
 fn check_reuse(forwarded: &Request<'_>) {
     let bodiless = ["GET", "HEAD", "DELETE", "OPTIONS"].map(str::as_bytes);
-    let surprises = !forwarded.body.is_empty() && bodiless.contains(&forwarded.line.method);
+    let is_bodiless = |name: &&[u8]| forwarded.line.method.eq_ignore_ascii_case(name);
+    let surprises = !forwarded.body.is_empty() && bodiless.iter().any(is_bodiless);
     assert!(
         !surprises,
         "reused behind a body that may be taken for a request"
@@ -293,7 +294,7 @@ fn percent_decode(path: &[u8]) -> Vec<u8> {
 }
 
 /// The fields are the device's that pass on, in order, and the gateway's own.
-fn check_fields(party: Party, original: &Request<'_>, forwarded: &Request<'_>) {
+fn check_fields(party: Party, original: &Request<'_>, forwarded: &Request<'_>, upstream: Persist) {
     let host = party.host(destination(party, original));
     let login = party.login();
     let options = strict::connection_options(&original.fields);
@@ -328,6 +329,10 @@ fn check_fields(party: Party, original: &Request<'_>, forwarded: &Request<'_>) {
         expect("X-Request-Id", &String::from_utf8_lossy(&REQUEST_ID));
     }
     expect("Via", &format!("1.{} m2u", original.line.minor));
+    // The server must hear of what the gateway does not mean to do.
+    if upstream == Persist::Close {
+        expect("Connection", "close");
+    }
     match forwarded.framing {
         Framing::Length(length) => expect("Content-Length", &length.to_string()),
         Framing::Chunked => expect("Transfer-Encoding", "chunked"),
