@@ -186,7 +186,7 @@ pub const LINGER_TOTAL: Duration = Duration::from_secs(30);
 /// How often a send that is overdue may have as long again, as its peer has acknowledged something: one
 /// that is not over by then waits for a third of a full socket all that time.
 pub const SEND_RENEWALS_MAX: u32 = 8;
-/// Sends of one core that a sweep may find under way before a table for them grows.
+/// Sends of one core that a table of those which a sweep has found under way has room for ahead.
 pub const SENDS_ROOM: usize = 112;
 /// Bytes that a device must acknowledge of its last answer, or all that is left, to have as long again for
 /// the rest.

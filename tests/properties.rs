@@ -239,6 +239,9 @@ impl Theatre {
             Coding::Length => own.push(("Content-Length", &length)),
             Coding::Chunked { .. } => own.push(("Transfer-Encoding", "chunked")),
         }
+        if exchange.surprises() {
+            own.push(("Connection", "close"));
+        }
         for expected in owned(&own) {
             match fields.iter().position(|field| *field == expected) {
                 Some(position) => drop(fields.remove(position)),

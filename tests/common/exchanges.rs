@@ -260,16 +260,25 @@ impl Exchange {
     /// Whether the gateway may use the server's connection again if the server lets it: not where
     /// a body was sent, or announced, that one of both may not have taken for one.
     pub fn leaves_no_doubt(&self) -> bool {
-        let is_body = |coding: &Coding, body: Filler| match coding {
-            Coding::Absent | Coding::UntilClose => false,
-            Coding::Length => body.length > 0,
-            Coding::Chunked { .. } => true,
-        };
-        let bodiless = ["GET", "DELETE", "HEAD", "OPTIONS"].contains(&self.method);
         let announces = !matches!(self.answer.status, 204 | 304)
             && self.method == "HEAD"
             && is_body(&self.answer.coding, self.answer.body);
-        !(announces || bodiless && is_body(&self.coding, self.body))
+        let is_unasked =
+            self.expects && self.answer.interims.is_empty() && self.answer.status >= 400;
+        !(announces || is_unasked || self.surprises())
+    }
+
+    /// Whether it has a body that a server may leave unread, which must hear that no request follows.
+    pub fn surprises(&self) -> bool {
+        !["POST", "PUT", "PATCH"].contains(&self.method) && is_body(&self.coding, self.body)
+    }
+}
+
+fn is_body(coding: &Coding, body: Filler) -> bool {
+    match coding {
+        Coding::Absent | Coding::UntilClose => false,
+        Coding::Length => body.length > 0,
+        Coding::Chunked { .. } => true,
     }
 }
 

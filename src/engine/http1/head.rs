@@ -172,14 +172,10 @@ pub struct Request<'h, 'b> {
 }
 
 impl<'h, 'b> Request<'h, 'b> {
-    /// Whether servers expect a body: one that does not may take it for the next request. One may know the
-    /// method in any case.
+    /// Whether servers expect a body: one that does not, or that does not know the method, may take it for
+    /// the next request.
     pub fn expects_body(&self) -> bool {
-        let bodiless = [&b"GET"[..], b"HEAD", b"DELETE", b"OPTIONS"];
-        let name = self.method_name;
-        !bodiless
-            .iter()
-            .any(|known| name.eq_ignore_ascii_case(known))
+        matches!(self.method_name, b"POST" | b"PUT" | b"PATCH")
     }
 
     /// Reads a complete request head.

@@ -170,7 +170,7 @@ fn continued(first: u32, more: usize, rest: &mut &[u8]) -> u8 {
             // Some mask a byte without a look at it. Where that hides nothing it is left alone.
             Some(unit) if first <= 0xc1 && !unit.is_plain => {
                 let masked = meaning(value << 6 | unit.value & 0x3f);
-                if !matches!(masked, b'.' | b'/' | b'\\' | 0) {
+                if !matches!(masked, b'.' | b'/' | b'\\' | b'\t' | b'\n' | b'\r' | 0) {
                     return b'_';
                 }
                 *rest = ahead;
