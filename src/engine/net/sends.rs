@@ -66,7 +66,7 @@ mod tests {
         io::{Read, Write},
         net::{TcpListener, TcpStream},
         os::fd::AsRawFd,
-        time::Instant,
+        time::{Duration, Instant},
     };
 
     use super::{
@@ -76,6 +76,8 @@ mod tests {
 
     /// For how long a send may wait.
     const SWEEPS: usize = 60;
+    /// For how long a read may find nothing of what should be there.
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     /// Has a send wait for as long as its peer lets it, which reads before the sweeps that `reads` says;
     /// answers at which sweep the send was ended.
@@ -84,6 +86,7 @@ mod tests {
         let mut far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect");
         let (mut near, _) = listener.accept().expect("accept");
         near.set_nonblocking(true).expect("a socket");
+        far.set_read_timeout(Some(PATIENCE)).expect("a socket");
         while near.write(&[b'x'; 65_536]).is_ok() {}
         let deadlines = Deadlines::new();
         let watch = deadlines.watch(near.as_raw_fd());
