@@ -427,6 +427,47 @@ fn a_server_is_told_why_its_session_ended() {
 }
 
 #[test]
+fn a_connection_ends_with_a_close_notify_unless_a_request_is_cut_off() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (told, heard) = mpsc::channel();
+        let told = Mutex::new(told);
+        let upstream = Upstream::start_tls(versions(&leaf, None, version), move |conversation| {
+            for _ in 0..2 {
+                conversation.request()?;
+                conversation.answer("")?;
+            }
+            let request = conversation.head()?.expect("a third");
+            if request.target() == "/cut" {
+                // All of the body that comes; the device goes away in the middle of it.
+                assert_eq!(conversation.read(5)?, b"hello");
+            } else {
+                conversation
+                    .write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+            }
+            let outcome = Read::read(conversation, &mut [0; 1]).map_err(|e| e.to_string());
+            told.lock().unwrap().send(outcome).unwrap();
+            Ok(())
+        });
+        let gateway = gateway(&upstream, &authority);
+        let cut = "POST /cut HTTP/1.1\r\nHost: m2u\r\nContent-Length: 9\r\n\r\nhello";
+        for (last, is_announced) in [(GET, true), (cut, false)] {
+            let mut device = device::Device::connect("127.0.0.7", gateway.address());
+            for _ in 0..2 {
+                assert_eq!(device.ask(GET).status(), 200);
+            }
+            device.send(last);
+            device.finish();
+            // rustls tells an end that was not announced as an error.
+            let outcome = heard.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(outcome.is_ok(), is_announced, "{version:?}: {outcome:?}");
+        }
+        gateway.stop();
+    }
+}
+
+#[test]
 fn a_server_without_an_authority_of_its_own_is_held_against_the_systems_roots() {
     let (known, unknown) = (Authority::new("Known CA"), Authority::new("Unknown CA"));
     let leaf = known.server(&["ingest.acme.example"], Validity::Current);

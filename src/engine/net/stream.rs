@@ -101,6 +101,9 @@ impl Stream {
 
     /// Ends the connection now; without it the kernel would hear of it only when the core wakes.
     pub fn close(self) {
+        if let Reader::Tls(reader) = &self.reader {
+            reader.say_goodbye();
+        }
         self.watch.shutdown(Side::Both);
     }
 

@@ -274,6 +274,26 @@ impl Session {
         self.sealed -= sent;
     }
 
+    /// Tells the peer that no more comes (RFC 8446 §6.1), as far as that goes at once: not where a record is
+    /// cut off, where rustls has something else to say, or what was received has not been looked at.
+    fn say_goodbye(&mut self, watch: &Watch) {
+        let is_clear = self.is_settled && !self.is_sending && self.incoming.is_empty();
+        if !is_clear || self.failure.is_some() {
+            return;
+        }
+        let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
+        let Ok(ConnectionState::WriteTraffic(mut traffic)) = state else {
+            return;
+        };
+        let (buffer, filled) = (&mut self.outgoing, &mut self.sealed);
+        let sealed = append(buffer, filled, TLS_FLIGHT_BYTES, |space| {
+            traffic.queue_close_notify(space).map_err(|_| None)
+        });
+        if sealed.is_ok() {
+            self.answer(watch);
+        }
+    }
+
     /// Whether `incoming` starts with an incomplete record, or with nothing. Only then may the
     /// session be asked to encrypt while the bytes are lent to the ring: nothing in them has been
     /// looked at.
@@ -458,6 +478,11 @@ impl TlsReader {
             let incoming = session.lend();
             self.socket.post(|_| incoming);
         }
+    }
+
+    /// Tells the peer that no more comes: the connection is about to be closed.
+    pub fn say_goodbye(&self) {
+        self.session.borrow_mut().say_goodbye(self.socket.watch());
     }
 
     /// See [`Reader::read`].
