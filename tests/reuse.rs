@@ -7,6 +7,7 @@ mod common;
 
 use std::{
     fs, io,
+    net::SocketAddr,
     sync::{Mutex, mpsc},
     thread,
 };
@@ -22,6 +23,9 @@ use common::{
 const PRESS: &str = "127.0.0.7";
 const OTHER: &str = "127.0.0.8";
 const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+
+/// Bytes that a server here may take with a head.
+const READ_AHEAD_MAX: usize = 65_536;
 
 /// A gateway with a single core, so that all devices share its idle connections.
 fn gateway(tables: &str, accounts: &str, flags: &[&str]) -> Gateway {
@@ -159,10 +163,13 @@ fn a_server_hears_that_no_request_follows_a_body_that_it_may_leave() {
     let gateway = gateway("", &acme(&upstream.url()), &[]);
     let forged = "POST /forged HTTP/1.1\r\nHost: m2u\r\nX_Talk2M_Device: other\r\n\r\n";
     let methods = ["GET", "DELETE", "HEAD", "OPTIONS", "get", "FOO"];
-    for method in methods {
+    let bodiless = methods.map(|method| (method, ""));
+    // Whoever announces the body, and sends it nevertheless before it is asked for.
+    let announced = [("POST", "Expect: 100-continue\r\n")];
+    for (method, field) in bodiless.into_iter().chain(announced) {
         let length = forged.len();
         let request = format!(
-            "{method} /own HTTP/1.1\r\nHost: m2u\r\nConnection: close\r\n\
+            "{method} /own HTTP/1.1\r\nHost: m2u\r\nConnection: close\r\n{field}\
              Content-Length: {length}\r\n\r\n{forged}"
         );
         let mut press = Device::connect(PRESS, gateway.address());
@@ -173,25 +180,50 @@ fn a_server_hears_that_no_request_follows_a_body_that_it_may_leave() {
     gateway.stop();
     let requests = upstream.requests();
     let targets: Vec<_> = requests.iter().map(|request| request.target()).collect();
-    assert_eq!(targets, ["/own"; 6]);
+    assert_eq!(targets, ["/own"; 7]);
+}
+
+/// Bytes of the connections to `server` that it has not acknowledged, or not read.
+fn on_the_way(server: SocketAddr) -> usize {
+    let ours = format!(":{:04X}", server.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let queues = table.lines().filter_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        // Local and remote address, state, send and receive queue.
+        let (to_send, to_read) = columns[4].split_once(':')?;
+        let queue = match (columns[1].ends_with(&ours), columns[2].ends_with(&ours)) {
+            _ if columns[3] != "01" => return None,
+            (false, true) => to_send,
+            (true, false) => to_read,
+            _ => return None,
+        };
+        usize::from_str_radix(queue, 16).ok()
+    });
+    queues.sum()
 }
 
 #[test]
 fn a_connection_whose_server_may_not_have_read_the_body_is_not_shared() {
-    // Refuses without reading the body, or begins its answer before it has that, and ends it later.
+    // Answers before it has the body, which is small and late, or large and not taken off its hands.
     let (begun, told) = mpsc::channel();
-    let begun = Mutex::new(begun);
+    let (go, wanted) = mpsc::channel();
+    let (begun, wanted) = (Mutex::new(begun), Mutex::new(wanted));
     let upstream = Upstream::start(move |conversation| {
         while let Some(request) = conversation.head()? {
-            if request.target() != "/early" {
-                let status = request.field("Expect").map_or("200 OK", |_| "417 No");
-                conversation.write(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"))?;
-                continue;
+            match request.target() {
+                "/early" => {
+                    conversation.write("HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\nno")?;
+                    begun.lock().unwrap().send(()).map_err(io::Error::other)?;
+                    conversation.read(5)?;
+                    conversation.write("ne")?;
+                }
+                "/large" => {
+                    wanted.lock().unwrap().recv().map_err(io::Error::other)?;
+                    conversation.answer("large")?;
+                    return conversation.read_rest().map(drop);
+                }
+                _ => conversation.answer("")?,
             }
-            conversation.write("HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\nno")?;
-            begun.lock().unwrap().send(()).map_err(io::Error::other)?;
-            conversation.read(5)?;
-            conversation.write("ne")?;
         }
         Ok(())
     });
@@ -212,10 +244,18 @@ fn a_connection_whose_server_may_not_have_read_the_body_is_not_shared() {
     let answer = device::ask(OTHER, gateway.address(), GET);
     assert_eq!((answer.status(), upstream.connections()), (200, 2));
 
-    let expecting = "POST / HTTP/1.1\r\nHost: m2u\r\nExpect: 100-continue\r\n\
-                     Content-Length: 5\r\n\r\nhello";
-    let answer = device::ask(PRESS, gateway.address(), expecting);
-    assert_eq!((answer.status(), upstream.connections()), (417, 2));
+    // The whole of it is on its way: the gateway has nothing left to send.
+    let length = 400_000;
+    press = Device::connect(PRESS, gateway.address());
+    press.send(format!(
+        "POST /large HTTP/1.1\r\nHost: m2u\r\nContent-Length: {length}\r\n\r\n"
+    ));
+    press.send(vec![b'x'; length]);
+    wait_until("the body to be handed over", || {
+        on_the_way(upstream.address) + READ_AHEAD_MAX >= length
+    });
+    go.send(()).unwrap();
+    assert_eq!(press.receive().text(), "large");
     let answer = device::ask(OTHER, gateway.address(), GET);
     assert_eq!((answer.status(), upstream.connections()), (200, 3));
     gateway.stop();

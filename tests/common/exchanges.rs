@@ -263,14 +263,14 @@ impl Exchange {
         let announces = !matches!(self.answer.status, 204 | 304)
             && self.method == "HEAD"
             && is_body(&self.answer.coding, self.answer.body);
-        let is_unasked =
-            self.expects && self.answer.interims.is_empty() && self.answer.status >= 400;
-        !(announces || is_unasked || self.surprises())
+        !(announces || self.surprises())
     }
 
     /// Whether it has a body that a server may leave unread, which must hear that no request follows.
     pub fn surprises(&self) -> bool {
-        !["POST", "PUT", "PATCH"].contains(&self.method) && is_body(&self.coding, self.body)
+        let may_expect = self.expects && self.minor == 1;
+        let defines_content = ["POST", "PUT", "PATCH"].contains(&self.method);
+        is_body(&self.coding, self.body) && (may_expect || !defines_content)
     }
 }
 

@@ -172,9 +172,9 @@ pub struct Request<'h, 'b> {
 }
 
 impl<'h, 'b> Request<'h, 'b> {
-    /// Whether servers expect a body: one that does not, or that does not know the method, may take it for
-    /// the next request.
-    pub fn expects_body(&self) -> bool {
+    /// Whether the method gives a body a meaning (RFC 9110 §9.3.3, §9.3.4; RFC 5789 §2). A server that expects
+    /// none, or does not know the method, may take it for the next request.
+    pub fn defines_content(&self) -> bool {
         matches!(self.method_name, b"POST" | b"PUT" | b"PATCH")
     }
 

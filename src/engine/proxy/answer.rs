@@ -275,11 +275,11 @@ impl<'a> Answer<'a> {
                 }
             }
             Heard::Final(start) => {
-                // A server that answers before it has the body, or refuses where it was to ask for it first,
-                // may never read that: it would take it for the next device's request.
-                let is_early = flow.request.get() != RequestPhase::Sent;
-                let is_unasked = self.plan.expects && !flow.interim.get() && start.status >= 400;
-                if is_early || is_unasked || self.interim_persist == Persist::Close {
+                // A server that answers before it has the body may never read that, and takes it for the next
+                // device's request, or it closes without having said so. What came with the head is with it.
+                let is_early = flow.request.get() != RequestPhase::Sent
+                    || (!flow.is_whole() && self.upstream_watch.unacknowledged() > 0);
+                if is_early || self.interim_persist == Persist::Close {
                     start.upstream = Persist::Close;
                 }
                 flow.tally.status.set(start.status);

@@ -283,7 +283,10 @@ pub fn sender<'s>(snapshot: &'s Snapshot, device: &Device) -> Option<(&'s str, &
 fn upstream_persist(request: &Request<'_, '_>, route: &Route) -> Persist {
     let logs_in = request.binds_connection && route.authorization.is_none();
     let has_body = !matches!(request.body, Body::Absent | Body::Length(0));
-    if logs_in || (has_body && !request.expects_body()) {
+    // A server that refuses what was announced, or expects nothing, may take a body that comes nevertheless
+    // for the next request.
+    let may_be_left = has_body && (request.expects || !request.defines_content());
+    if logs_in || may_be_left {
         Persist::Close
     } else {
         Persist::Keep
