@@ -218,8 +218,10 @@ fn a_connection_whose_server_may_not_have_read_the_body_is_not_shared() {
                     conversation.write("ne")?;
                 }
                 "/large" => {
-                    wanted.lock().unwrap().recv().map_err(io::Error::other)?;
+                    let wanted = wanted.lock().unwrap();
+                    wanted.recv().map_err(io::Error::other)?;
                     conversation.answer("large")?;
+                    wanted.recv().map_err(io::Error::other)?;
                     return conversation.read_rest().map(drop);
                 }
                 _ => conversation.answer("")?,
@@ -256,6 +258,7 @@ fn a_connection_whose_server_may_not_have_read_the_body_is_not_shared() {
     });
     go.send(()).unwrap();
     assert_eq!(press.receive().text(), "large");
+    go.send(()).unwrap();
     let answer = device::ask(OTHER, gateway.address(), GET);
     assert_eq!((answer.status(), upstream.connections()), (200, 3));
     gateway.stop();
