@@ -306,10 +306,19 @@ class Floor(Peer):
     name = "floor-ring"
     scenarios = ("post512", "post512-rate")
     binary = None
+    flags = ()
 
     def command(self):
         job = self.job
-        return [self.binary, f"127.0.0.1:{self.port}", f"127.0.0.1:{job.port}"]
+        return [self.binary, *self.flags, f"127.0.0.1:{self.port}", f"127.0.0.1:{job.port}"]
+
+
+class FloorOnce(Floor):
+    """The same for one request a connection, over upstream connections that are kept."""
+
+    name = "floor-once"
+    scenarios = ("close",)
+    flags = ("--once",)
 
 
 TCP = """
@@ -342,12 +351,12 @@ PEERS = {
     peer.name: peer
     for peer in (
         *(M2u, Nginx, Haproxy, HaproxySplice, M2uLog, M2uMillion),
-        *(Floor, HaproxyTcp),
+        *(Floor, FloorOnce, HaproxyTcp),
     )
 }
 
 # They stamp nothing: no gateways, but what a gateway's price can be held against.
-FLOORS = (Floor.name, HaproxyTcp.name)
+FLOORS = (Floor.name, FloorOnce.name, HaproxyTcp.name)
 
 
 def variant(text, base=M2u):

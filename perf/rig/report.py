@@ -19,6 +19,7 @@ LABELS = {
     "m2u-log": "m2u, log on",
     "m2u-million": "m2u, 1 M devices",
     "floor-ring": "a relay without HTTP on a bare ring",
+    "floor-once": "that relay with a pool",
     "floor-haproxy": "HAProxy as a relay without HTTP",
 }
 
