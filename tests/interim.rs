@@ -184,18 +184,27 @@ fn an_expectation_that_the_server_never_hears_of_is_not_waited_for() {
 fn a_device_that_waits_for_a_100_in_vain_is_told_whose_fault_it_is() {
     let upstream = Upstream::start(|conversation| {
         let request = conversation.head()?.expect("a request");
-        if request.target() == "/continue" {
-            conversation.write("HTTP/1.1 100 Continue\r\n\r\n")?;
+        match request.target() {
+            "/continue" => conversation.write("HTTP/1.1 100 Continue\r\n\r\n")?,
+            // Asks for nothing.
+            "/wait" => conversation.write("HTTP/1.1 102 Processing\r\n\r\n")?,
+            _ => {}
         }
         conversation.read_rest().map(|_| ())
     });
     let timeouts = "[timeouts]\nbody = \"200ms\"\n";
     let gateway = Gateway::start(&format!("{PREAMBLE}{timeouts}{}", acme(&upstream.url())));
-    let mut press = Device::connect(PRESS, gateway.address());
-    let answer = press.ask(EXPECTING);
-    assert_eq!(answer.status(), 504);
-    assert_eq!(answer.token(), Some("http_response_timeout"));
-    assert!(press.is_closed());
+    for (path, interim) in [("/", None), ("/wait", Some(102))] {
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(EXPECTING.replace("/ ", &format!("{path} ")));
+        if let Some(status) = interim {
+            assert_eq!(press.receive().status(), status);
+        }
+        let answer = press.receive();
+        assert_eq!(answer.status(), 504);
+        assert_eq!(answer.token(), Some("http_response_timeout"));
+        assert!(press.is_closed());
+    }
 
     let mut press = Device::connect(PRESS, gateway.address());
     press.send(EXPECTING.replace("/ ", "/continue "));

@@ -101,8 +101,13 @@ enum NoHead {
 /// What a complete head turned out to be.
 #[derive(Debug)]
 pub enum Heard {
-    /// Another one follows; this is what it leaves of the server's connection.
-    Interim(Persist),
+    /// Another one follows.
+    Interim {
+        /// Status of this one.
+        status: u16,
+        /// What it leaves of the server's connection.
+        upstream: Persist,
+    },
     /// The answer itself.
     Final(Start),
 }
@@ -178,7 +183,7 @@ impl<'a> Answer<'a> {
                     self.take_burst().await;
                     match self.hear(length, outbox).map_err(NoHead::Failed)? {
                         Heard::Final(start) => return Ok(start),
-                        Heard::Interim(_) => interims += 1,
+                        Heard::Interim { .. } => interims += 1,
                     }
                     if interims > limits::INTERIM_RESPONSES_MAX {
                         return Err(NoHead::Failed(Failure::ResponseMalformed));
@@ -268,9 +273,11 @@ impl<'a> Answer<'a> {
             outbox,
         )?;
         match &mut heard {
-            Heard::Interim(persist) => {
-                flow.interim.set(true);
-                if *persist == Persist::Close {
+            Heard::Interim { status, upstream } => {
+                if *status == 100 {
+                    flow.is_asked_for.set(true);
+                }
+                if *upstream == Persist::Close {
                     self.interim_persist = Persist::Close;
                 }
             }
@@ -546,7 +553,10 @@ pub fn hear(
             connection: None,
         };
         rewrite::write_response(outbox, &response, &origin, delivery);
-        return Ok(Heard::Interim(response.persist));
+        return Ok(Heard::Interim {
+            status: response.status,
+            upstream: response.persist,
+        });
     }
 
     let delivered = self_framed(response.body, plan.version);

@@ -37,8 +37,8 @@ pub struct Flow<'t> {
     pub response: Cell<ResponsePhase>,
     /// When the answer's head is overdue: never, as long as the request is on its way.
     pub response_due: Cell<Due>,
-    /// Whether an interim answer has come.
-    pub interim: Cell<bool>,
+    /// Whether the server has asked for the body (100).
+    pub is_asked_for: Cell<bool>,
     /// What is counted.
     pub tally: &'t Tally,
     whole: bool,
@@ -75,7 +75,7 @@ impl<'t> Flow<'t> {
             request: Cell::new(RequestPhase::Sending),
             response: Cell::new(ResponsePhase::Awaited),
             response_due: Cell::new(Due::NEVER),
-            interim: Cell::new(false),
+            is_asked_for: Cell::new(false),
             tally,
             whole,
         }

@@ -166,7 +166,7 @@ impl Upload<'_> {
     /// What a receive from the device means if it brought nothing.
     fn failure_of(&self, result: &Result<usize, StreamError>) -> Option<Failure> {
         let waits_for_server =
-            self.plan.expects && self.intake.taken() == 0 && !self.flow.interim.get();
+            self.plan.expects && self.intake.taken() == 0 && !self.flow.is_asked_for.get();
         match result {
             Ok(received) if *received > 0 => None,
             // A device that was promised a 100 and got none has nothing to answer for.

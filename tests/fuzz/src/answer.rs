@@ -136,10 +136,10 @@ fn relay(
                         relayed.begin = begin;
                         break start;
                     }
-                    Ok(Heard::Interim(persist))
+                    Ok(Heard::Interim { upstream, .. })
                         if relayed.interims < limits::INTERIM_RESPONSES_MAX =>
                     {
-                        relayed.spent |= persist == Persist::Close;
+                        relayed.spent |= upstream == Persist::Close;
                         relayed.interims += 1;
                         received.drain(..length);
                         scanned = 0;
@@ -148,7 +148,7 @@ fn relay(
                         }
                         continue;
                     }
-                    Ok(Heard::Interim(_)) | Err(_) => return relayed,
+                    Ok(Heard::Interim { .. }) | Err(_) => return relayed,
                 }
             }
             Ok(None) if received.len() < HEAD_BYTES_MAX => {}
