@@ -1,17 +1,19 @@
 //! The cipher suites that are offered: rustls' own, those of AES-GCM with keys that we share.
 //!
 //! With a share of its keys we seal and open application data ourselves (`seal.rs`, `open.rs`); rustls does
-//! all else, and with every other suite all of it. Never offers anything that rustls would not.
+//! all else, and with every other suite all of it. Whatever the suite, no piece of a handshake is empty.
+//! Never offers anything that rustls would not.
 
 use aws_lc_rs::aead;
 use rustls::{
-    CipherSuite, CipherSuiteCommon, ConnectionTrafficSecrets, SupportedCipherSuite,
-    Tls12CipherSuite, Tls13CipherSuite,
+    CipherSuite, CipherSuiteCommon, ConnectionTrafficSecrets, ContentType, Error, InvalidMessage,
+    SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite,
     crypto::{
         CryptoProvider,
         cipher::{
-            AeadKey, Iv, KeyBlockShape, MessageDecrypter, MessageEncrypter, Tls12AeadAlgorithm,
-            Tls13AeadAlgorithm, UnsupportedOperationError,
+            AeadKey, InboundOpaqueMessage, InboundPlainMessage, Iv, KeyBlockShape,
+            MessageDecrypter, MessageEncrypter, Tls12AeadAlgorithm, Tls13AeadAlgorithm,
+            UnsupportedOperationError,
         },
     },
 };
@@ -56,36 +58,86 @@ impl Layout {
     }
 }
 
-/// An AEAD of rustls whose keys we share.
-struct Shared<A: ?Sized + 'static> {
-    algorithm: &'static aead::Algorithm,
+/// An AEAD of rustls whose records we look at, and whose keys we share where we know the algorithm.
+struct Watched<A: ?Sized + 'static> {
+    algorithm: Option<&'static aead::Algorithm>,
     inner: &'static A,
 }
 
-impl<A: ?Sized> Shared<A> {
-    /// `None` if the AEAD has keys of another length than `algorithm`.
+impl<A: ?Sized> Watched<A> {
+    /// The AEAD of a suite, and what that has in common with others. Keys are shared if they have the length
+    /// that the algorithm wants, and the suite's limit leaves room for what we seal.
     fn new(
-        algorithm: &'static aead::Algorithm,
         inner: &'static A,
         key_bytes: usize,
-    ) -> Option<&'static Self> {
-        (algorithm.key_len() == key_bytes).then(|| &*Box::leak(Box::new(Self { algorithm, inner })))
+        common: &CipherSuiteCommon,
+    ) -> (&'static Self, CipherSuiteCommon) {
+        let limit = common.confidentiality_limit;
+        let algorithm = algorithm(common.suite)
+            .filter(|algorithm| algorithm.key_len() == key_bytes && limit > SEALED_RECORDS_MAX);
+        let taken = algorithm.map_or(0, |_| SEALED_RECORDS_MAX);
+        let common = CipherSuiteCommon {
+            suite: common.suite,
+            hash_provider: common.hash_provider,
+            confidentiality_limit: limit - taken,
+        };
+        (Box::leak(Box::new(Self { algorithm, inner })), common)
     }
 }
 
-impl Tls12AeadAlgorithm for Shared<dyn Tls12AeadAlgorithm> {
+/// The algorithm of a suite, where we know it.
+fn algorithm(suite: CipherSuite) -> Option<&'static aead::Algorithm> {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256
+        | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+        | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => Some(&aead::AES_128_GCM),
+        CipherSuite::TLS13_AES_256_GCM_SHA384
+        | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
+        | CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => Some(&aead::AES_256_GCM),
+        _ => None,
+    }
+}
+
+/// Opens records, and refuses those that hold an empty piece of a handshake, which nobody may send (RFC 8446
+/// §5.1, RFC 5246 §6.2.1): rustls 0.23.46 takes such a record, and loses count of what it has processed.
+struct Strict(Box<dyn MessageDecrypter>);
+
+impl MessageDecrypter for Strict {
+    fn decrypt<'a>(
+        &mut self,
+        message: InboundOpaqueMessage<'a>,
+        number: u64,
+    ) -> Result<InboundPlainMessage<'a>, Error> {
+        let message = self.0.decrypt(message, number)?;
+        match message.typ {
+            ContentType::Handshake if message.payload.is_empty() => {
+                Err(InvalidMessage::InvalidEmptyPayload.into())
+            }
+            _ => Ok(message),
+        }
+    }
+}
+
+impl Tls12AeadAlgorithm for Watched<dyn Tls12AeadAlgorithm> {
     fn encrypter(&self, key: AeadKey, salt: &[u8], first: &[u8]) -> Box<dyn MessageEncrypter> {
+        let Some(algorithm) = self.algorithm else {
+            return self.inner.encrypter(key, salt, first);
+        };
         let mut iv = [0; 12];
         iv[..salt.len()].copy_from_slice(salt);
         iv[salt.len()..].copy_from_slice(first);
-        SealingKey::share(self.algorithm, Layout::Tls12, &key, Iv::new(iv))
+        SealingKey::share(algorithm, Layout::Tls12, &key, Iv::new(iv))
     }
 
     fn decrypter(&self, key: AeadKey, salt: &[u8]) -> Box<dyn MessageDecrypter> {
+        let opens = |key| self.inner.decrypter(key, salt);
+        let Some(algorithm) = self.algorithm else {
+            return Box::new(Strict(opens(key)));
+        };
         let mut iv = [0; 12];
         iv[..salt.len()].copy_from_slice(salt);
-        let opens = |key| self.inner.decrypter(key, salt);
-        OpeningKey::share(self.algorithm, Layout::Tls12, key, iv, opens)
+        let shared = OpeningKey::share(algorithm, Layout::Tls12, key, iv, opens);
+        Box::new(Strict(shared))
     }
 
     fn key_block_shape(&self) -> KeyBlockShape {
@@ -106,16 +158,22 @@ impl Tls12AeadAlgorithm for Shared<dyn Tls12AeadAlgorithm> {
     }
 }
 
-impl Tls13AeadAlgorithm for Shared<dyn Tls13AeadAlgorithm> {
+impl Tls13AeadAlgorithm for Watched<dyn Tls13AeadAlgorithm> {
     fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        SealingKey::share(self.algorithm, Layout::Tls13, &key, iv)
+        match self.algorithm {
+            Some(algorithm) => SealingKey::share(algorithm, Layout::Tls13, &key, iv),
+            None => self.inner.encrypter(key, iv),
+        }
     }
 
     fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
         let mut own = [0; 12];
         own.copy_from_slice(iv.as_ref());
         let opens = |key| self.inner.decrypter(key, iv);
-        OpeningKey::share(self.algorithm, Layout::Tls13, key, own, opens)
+        Box::new(Strict(match self.algorithm {
+            Some(algorithm) => OpeningKey::share(algorithm, Layout::Tls13, key, own, opens),
+            None => opens(key),
+        }))
     }
 
     fn key_len(&self) -> usize {
@@ -135,29 +193,15 @@ impl Tls13AeadAlgorithm for Shared<dyn Tls13AeadAlgorithm> {
     }
 }
 
-/// The same provider, with keys that are shared where that is worth it. Made once a process:
-/// rustls wants suites that live for ever.
+/// The same provider, with keys that are shared where that is worth it, and records that are looked at. Made
+/// once a process: rustls wants suites that live for ever.
 pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
     for suite in &mut provider.cipher_suites {
-        let algorithm = match suite.suite() {
-            CipherSuite::TLS13_AES_128_GCM_SHA256
-            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
-            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => &aead::AES_128_GCM,
-            CipherSuite::TLS13_AES_256_GCM_SHA384
-            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
-            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => &aead::AES_256_GCM,
-            _ => continue,
-        };
         *suite = match suite {
             SupportedCipherSuite::Tls12(tls12) => {
-                let Some(common) = with_room(&tls12.common) else {
-                    continue;
-                };
                 let inner = tls12.aead_alg;
                 let key_bytes = inner.key_block_shape().enc_key_len;
-                let Some(aead_alg) = Shared::new(algorithm, inner, key_bytes) else {
-                    continue;
-                };
+                let (aead_alg, common) = Watched::new(inner, key_bytes, &tls12.common);
                 SupportedCipherSuite::Tls12(Box::leak(Box::new(Tls12CipherSuite {
                     common,
                     prf_provider: tls12.prf_provider,
@@ -167,13 +211,8 @@ pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
                 })))
             }
             SupportedCipherSuite::Tls13(tls13) => {
-                let Some(common) = with_room(&tls13.common) else {
-                    continue;
-                };
                 let inner = tls13.aead_alg;
-                let Some(aead_alg) = Shared::new(algorithm, inner, inner.key_len()) else {
-                    continue;
-                };
+                let (aead_alg, common) = Watched::new(inner, inner.key_len(), &tls13.common);
                 SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
                     common,
                     hkdf_provider: tls13.hkdf_provider,
@@ -186,19 +225,15 @@ pub fn share_keys(mut provider: CryptoProvider) -> CryptoProvider {
     provider
 }
 
-/// The same, with a limit that leaves room for what we seal; `None` if nothing would be left.
-fn with_room(common: &CipherSuiteCommon) -> Option<CipherSuiteCommon> {
-    let left = common.confidentiality_limit.checked_sub(SEALED_RECORDS_MAX);
-    Some(CipherSuiteCommon {
-        suite: common.suite,
-        hash_provider: common.hash_provider,
-        confidentiality_limit: left.filter(|left| *left > 0)?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use rustls::crypto::aws_lc_rs;
+    use rustls::{
+        ProtocolVersion,
+        crypto::{
+            aws_lc_rs,
+            cipher::{OutboundChunks, OutboundPlainMessage},
+        },
+    };
 
     use super::*;
 
@@ -217,6 +252,61 @@ mod tests {
             let taken = if is_gcm { SEALED_RECORDS_MAX } else { 0 };
             assert_eq!(limit(after) + taken, limit(before), "{:?}", before.suite());
         }
+    }
+
+    /// Those whose keys can be made here: the ones of 32 bytes, AES-256 and ChaCha20.
+    #[test]
+    fn no_suite_takes_an_empty_piece_of_a_handshake() {
+        let shared = share_keys(aws_lc_rs::default_provider());
+        let key = || AeadKey::from([7; 32]);
+        let mut versions = Vec::new();
+        for suite in shared.cipher_suites {
+            let (mut sealing, mut opening) = match suite {
+                SupportedCipherSuite::Tls12(Tls12CipherSuite { aead_alg, .. }) => {
+                    let shape = aead_alg.key_block_shape();
+                    if shape.enc_key_len != 32 {
+                        continue;
+                    }
+                    let salt = &[7; 12][..shape.fixed_iv_len];
+                    let first = &[7; 12][..shape.explicit_nonce_len];
+                    (
+                        aead_alg.encrypter(key(), salt, first),
+                        aead_alg.decrypter(key(), salt),
+                    )
+                }
+                SupportedCipherSuite::Tls13(Tls13CipherSuite { aead_alg, .. }) => {
+                    if aead_alg.key_len() != 32 {
+                        continue;
+                    }
+                    let iv = || Iv::new([7; 12]);
+                    (
+                        aead_alg.encrypter(key(), iv()),
+                        aead_alg.decrypter(key(), iv()),
+                    )
+                }
+            };
+            for (number, payload) in [&b"\x04"[..], b""].into_iter().enumerate() {
+                let plain = OutboundPlainMessage {
+                    typ: ContentType::Handshake,
+                    version: ProtocolVersion::TLSv1_2,
+                    payload: OutboundChunks::Single(payload),
+                };
+                let sealed = sealing.encrypt(plain, number as u64).expect("a key");
+                let mut record = sealed.encode();
+                let kind = record[0].into();
+                let opaque = InboundOpaqueMessage::new(
+                    kind,
+                    ProtocolVersion::TLSv1_2,
+                    &mut record[TLS_HEADER_BYTES..],
+                );
+                let opened = opening.decrypt(opaque, number as u64);
+                assert_eq!(opened.is_ok(), !payload.is_empty(), "{suite:?}");
+            }
+            versions.push(suite.version().version);
+        }
+        versions.dedup();
+        let both = [ProtocolVersion::TLSv1_3, ProtocolVersion::TLSv1_2];
+        assert_eq!(versions, both);
     }
 
     #[test]

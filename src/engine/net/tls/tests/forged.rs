@@ -552,6 +552,26 @@ fn empty_records_among_others_are_no_flood() {
     }
 }
 
+/// rustls would lose count behind such a record: bytes that it has opened would be taken for the beginning of
+/// a record to come, and lent to the ring while it still counts on them.
+#[test]
+fn an_empty_piece_of_a_handshake_message_is_refused() {
+    for is_tls13 in [true, false] {
+        let mut victim = Victim::opening(is_tls13);
+        let empty = victim.forge.seal(HANDSHAKE, b"", 0);
+        let data = victim.forge.data(b"HTTP/1.1 ");
+        let refused = Err(InvalidMessage::InvalidEmptyPayload.into());
+        let (sink, result) = victim.read(&[empty, data].concat());
+        assert_eq!((&sink[..], &result), (&b""[..], &refused));
+        drop(victim.near.lend());
+        let sealed = victim
+            .near
+            .advance(&mut Vec::new(), 0, b"a piece")
+            .map(|_| ());
+        assert_eq!(sealed, refused);
+    }
+}
+
 /// rustls joins the pieces of a handshake message where they came, so that a server chooses what stands
 /// behind the header of a record that was opened already.
 #[test]
