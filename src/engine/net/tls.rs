@@ -274,23 +274,20 @@ impl Session {
         self.sealed -= sent;
     }
 
-    /// Tells the peer that no more comes (RFC 8446 §6.1), as far as that goes at once: not where a record is
-    /// cut off, where rustls has something else to say, or what was received has not been looked at.
-    fn say_goodbye(&mut self, watch: &Watch) {
+    /// Seals the word that no more comes (RFC 8446 §6.1): not behind a record that is cut off, nor where rustls
+    /// has something else to say first, nor over what has come and was not processed.
+    fn seal_goodbye(&mut self) {
         let is_clear = self.is_settled && !self.is_sending && self.incoming.is_empty();
         if !is_clear || self.failure.is_some() {
             return;
         }
         let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
-        let Ok(ConnectionState::WriteTraffic(mut traffic)) = state else {
-            return;
-        };
-        let (buffer, filled) = (&mut self.outgoing, &mut self.sealed);
-        let sealed = append(buffer, filled, TLS_FLIGHT_BYTES, |space| {
-            traffic.queue_close_notify(space).map_err(|_| None)
-        });
-        if sealed.is_ok() {
-            self.answer(watch);
+        if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state {
+            let (buffer, filled) = (&mut self.outgoing, &mut self.sealed);
+            // Whoever may seal nothing any more says nothing.
+            let _ = append(buffer, filled, TLS_FLIGHT_BYTES, |space| {
+                traffic.queue_close_notify(space).map_err(|_| None)
+            });
         }
     }
 
@@ -480,9 +477,11 @@ impl TlsReader {
         }
     }
 
-    /// Tells the peer that no more comes: the connection is about to be closed.
+    /// Tells the peer that no more comes, as far as that goes at once: the connection is about to be closed.
     pub fn say_goodbye(&self) {
-        self.session.borrow_mut().say_goodbye(self.socket.watch());
+        let session = &mut *self.session.borrow_mut();
+        session.seal_goodbye();
+        session.answer(self.socket.watch());
     }
 
     /// See [`Reader::read`].

@@ -382,3 +382,63 @@ fn every_handshake_leads_to_a_key_that_the_server_knows() {
         }
     }
 }
+
+#[test]
+fn a_goodbye_is_said_where_nothing_else_is_under_way() {
+    type Disturb = fn(&mut Pair);
+    let cases: [(&str, bool, Disturb); 7] = [
+        ("nothing", true, |_| {}),
+        ("new keys of the server", true, |pair| {
+            // TLS 1.2 has none.
+            let _ = pair.far.refresh_traffic_keys();
+            pair.receive();
+            pair.read(1);
+        }),
+        ("the server's goodbye", true, |pair| {
+            pair.far.send_close_notify();
+            pair.receive();
+            pair.read(1);
+        }),
+        ("a record that is being sent", false, |pair| {
+            pair.near.is_sending = true;
+        }),
+        ("a part of a record", false, |pair| {
+            pair.near.incoming.extend_from_slice(&[23, 3, 3]);
+        }),
+        ("a session that failed", false, |pair| {
+            pair.near.incoming.extend_from_slice(&[99; 40]);
+            let failed = pair.near.advance(&mut Vec::new(), 0, &[]);
+            assert!(failed.is_err());
+            pair.near.incoming.clear();
+            // The alert that says so.
+            pair.near.sealed = 0;
+        }),
+        ("a handshake", false, |pair| {
+            let config = setup(offered(8), false).near;
+            let name = ServerName::try_from("server.example").expect("a name");
+            pair.near = Session::new(Arc::new(config), name).expect("a client");
+        }),
+    ];
+    for provider in [offered(8), offered_of_tls12()] {
+        let setup = setup(provider, false);
+        let (near, far) = (Arc::new(setup.near), Arc::new(setup.far));
+        for (name, is_said, disturb) in cases {
+            let mut pair = Pair::new(&near, &far);
+            pair.write(b"asked");
+            pair.send();
+            pair.far.writer().write_all(b"answer").expect("room");
+            pair.receive();
+            pair.read(10);
+            disturb(&mut pair);
+            pair.near.seal_goodbye();
+            assert_eq!(pair.near.sealed > 0, is_said, "{name}");
+            pair.send();
+            let state = pair.far.process_new_packets().expect("records that open");
+            assert_eq!(state.peer_has_closed(), is_said, "{name}");
+            assert_eq!(
+                (&*pair.arrived, &*pair.answered),
+                (&b"asked"[..], &b"answer"[..])
+            );
+        }
+    }
+}
