@@ -185,6 +185,7 @@ fn decide<'s>(
         source: [127, 0, 0, 1].into(),
         slot: Slot::FIRST,
         fields_max: FIELDS_DEFAULT,
+        keeps_upstream: true,
         noted: None,
     };
     let decided = plan::decide(snapshot, sender, inbox, head_bytes, || REQUEST_ID, outbox);

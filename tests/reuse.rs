@@ -25,7 +25,7 @@ const OTHER: &str = "127.0.0.8";
 const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 
 /// Bytes that a server here may take with a head.
-const READ_AHEAD_MAX: usize = 65_536;
+const READ_AHEAD_MAX: usize = 8_192;
 
 /// A gateway with a single core, so that all devices share its idle connections.
 fn gateway(tables: &str, accounts: &str, flags: &[&str]) -> Gateway {
@@ -208,7 +208,7 @@ fn a_connection_whose_server_may_not_have_read_the_body_is_not_shared() {
     let (begun, told) = mpsc::channel();
     let (go, wanted) = mpsc::channel();
     let (begun, wanted) = (Mutex::new(begun), Mutex::new(wanted));
-    let upstream = Upstream::start(move |conversation| {
+    let upstream = Upstream::start_narrow(8_192, move |conversation| {
         while let Some(request) = conversation.head()? {
             match request.target() {
                 "/early" => {
@@ -246,21 +246,21 @@ fn a_connection_whose_server_may_not_have_read_the_body_is_not_shared() {
     let answer = device::ask(OTHER, gateway.address(), GET);
     assert_eq!((answer.status(), upstream.connections()), (200, 2));
 
-    // The whole of it is on its way: the gateway has nothing left to send.
-    let length = 400_000;
-    press = Device::connect(PRESS, gateway.address());
-    press.send(format!(
-        "POST /large HTTP/1.1\r\nHost: m2u\r\nContent-Length: {length}\r\n\r\n"
-    ));
-    press.send(vec![b'x'; length]);
-    wait_until("the body to be handed over", || {
-        on_the_way(upstream.address) + READ_AHEAD_MAX >= length
-    });
-    go.send(()).unwrap();
-    assert_eq!(press.receive().text(), "large");
-    go.send(()).unwrap();
-    let answer = device::ask(OTHER, gateway.address(), GET);
-    assert_eq!((answer.status(), upstream.connections()), (200, 3));
+    // The whole of it is on its way, in many pieces or at once with the head: the gateway has nothing left
+    // to send.
+    for (number, length) in [(3, 400_000), (4, 40_000)] {
+        press = Device::connect(PRESS, gateway.address());
+        let head = format!("POST /large HTTP/1.1\r\nHost: m2u\r\nContent-Length: {length}\r\n\r\n");
+        press.send([head.into_bytes(), vec![b'x'; length]].concat());
+        wait_until("the body to be handed over", || {
+            on_the_way(upstream.address) + READ_AHEAD_MAX >= length
+        });
+        go.send(()).unwrap();
+        assert_eq!(press.receive().text(), "large");
+        go.send(()).unwrap();
+        let answer = device::ask(OTHER, gateway.address(), GET);
+        assert_eq!((answer.status(), upstream.connections()), (200, number));
+    }
     gateway.stop();
 }
 
@@ -350,6 +350,10 @@ fn keeps(limits: &str, flags: &[&str], slots: &[&str], kept: usize) {
     }
     let made = upstream.connections() - before;
     assert_eq!(made, asked.len() - kept.min(asked.len()), "{slots:?}");
+    for request in upstream.requests() {
+        let told = (kept == 0).then_some("close");
+        assert_eq!(request.field("Connection"), told, "{slots:?}");
+    }
     gateway.stop();
 }
 

@@ -84,7 +84,15 @@ pub type Step = io::Result<()>;
 impl Upstream {
     /// Speaks plain HTTP.
     pub fn start(script: impl Fn(&mut Conversation) -> Step + Send + Sync + 'static) -> Self {
-        Self::serve(None, script)
+        Self::serve(None, None, script)
+    }
+
+    /// Likewise, with buffers of so many bytes for what its connections have received.
+    pub fn start_narrow(
+        buffer: usize,
+        script: impl Fn(&mut Conversation) -> Step + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(None, Some(buffer), script)
     }
 
     /// Speaks HTTPS.
@@ -92,7 +100,7 @@ impl Upstream {
         config: Arc<ServerConfig>,
         script: impl Fn(&mut Conversation) -> Step + Send + Sync + 'static,
     ) -> Self {
-        Self::serve(Some(config), script)
+        Self::serve(Some(config), None, script)
     }
 
     /// Answers each request with 200, and with the request's head as the body.
@@ -102,9 +110,15 @@ impl Upstream {
 
     fn serve(
         tls: Option<Arc<ServerConfig>>,
+        buffer: Option<usize>,
         script: impl Fn(&mut Conversation) -> Step + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        if let Some(bytes) = buffer {
+            // Handed down to the connections.
+            let socket = socket2::SockRef::from(&listener);
+            socket.set_recv_buffer_size(bytes).unwrap();
+        }
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             requests: Mutex::default(),

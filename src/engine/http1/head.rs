@@ -292,6 +292,8 @@ impl<'h, 'b> Request<'h, 'b> {
 /// An answer's head, read in place.
 #[derive(Debug)]
 pub struct Response<'h, 'b> {
+    /// Protocol version.
+    pub version: Version,
     /// Status code, 100 to 999.
     pub status: u16,
     /// Reason phrase as written, possibly empty.
@@ -392,6 +394,7 @@ impl<'h, 'b> Response<'h, 'b> {
         let may_follow =
             body == Body::Absent && !matches!(announced, Body::Absent | Body::Length(0));
         Ok(Self {
+            version,
             status,
             reason,
             fields,

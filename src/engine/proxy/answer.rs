@@ -283,9 +283,11 @@ impl<'a> Answer<'a> {
             }
             Heard::Final(start) => {
                 // A server that answers before it has the body may never read that, and takes it for the next
-                // device's request, or it closes without having said so. What came with the head is with it.
+                // device's request, or it closes without having said so. What its system has not acknowledged
+                // it can't have read; a few segments, sent at once, are there before it answers.
+                let is_short = flow.is_whole() && self.plan.arrived <= limits::PARKED_BYTES;
                 let is_early = flow.request.get() != RequestPhase::Sent
-                    || (!flow.is_whole() && self.upstream_watch.unacknowledged() > 0);
+                    || (!is_short && self.upstream_watch.unacknowledged() > 0);
                 if is_early || self.interim_persist == Persist::Close {
                     start.upstream = Persist::Close;
                 }
@@ -577,8 +579,10 @@ pub fn hear(
     if response.body != Body::Absent {
         relay::append_framed(outbox, payload, delivered, is_last);
     }
-    // Bytes behind the end belong to no request that was sent.
-    let clean = piece.end == rest.len() && response.body != Body::UntilClose;
+    // Bytes behind the end belong to no request that was sent; and a server of HTTP/1.0 may not know where a
+    // chunked one ended.
+    let knows_coding = plan.body != Body::Chunked || response.version == Version::Http11;
+    let clean = piece.end == rest.len() && response.body != Body::UntilClose && knows_coding;
     Ok(Heard::Final(Start {
         status: response.status,
         intake,

@@ -141,6 +141,7 @@ pub fn prepare<'s>(
         scope: device.scope,
         slot: device.slot,
         fields_max: shard.limits.fields,
+        keeps_upstream: shard.pools.keeps_any(),
         noted: shard.is_logging().then_some(&mut device.noted),
     };
     let request_id = || shard.next_request_id();
@@ -165,6 +166,8 @@ pub struct Sender<'n> {
     pub slot: Slot,
     /// Fields of a head at most.
     pub fields_max: usize,
+    /// Whether connections to servers are kept for another request.
+    pub keeps_upstream: bool,
     /// Where method and path are kept for the access log, if there is one.
     pub noted: Option<&'n mut Noted>,
 }
@@ -241,7 +244,7 @@ pub fn decide<'s>(
     }
 
     let request_id = request_id();
-    let upstream = upstream_persist(&request, route);
+    let upstream = upstream_persist(&request, route, sender.keeps_upstream);
     UpstreamHead {
         request: &request,
         path,
@@ -279,14 +282,14 @@ pub fn sender<'s>(snapshot: &'s Snapshot, device: &Device) -> Option<(&'s str, &
     Some((account.unwrap_or_default(), identity.name))
 }
 
-/// Whether a request leaves the server's connection fit for another device's.
-fn upstream_persist(request: &Request<'_, '_>, route: &Route) -> Persist {
+/// Whether a request leaves the server's connection fit for another device's, if any is kept.
+fn upstream_persist(request: &Request<'_, '_>, route: &Route, is_kept: bool) -> Persist {
     let logs_in = request.binds_connection && route.authorization.is_none();
     let has_body = !matches!(request.body, Body::Absent | Body::Length(0));
     // A server that refuses what was announced, or expects nothing, may take a body that comes nevertheless
     // for the next request.
     let may_be_left = has_body && (request.expects || !request.defines_content());
-    if logs_in || may_be_left {
+    if logs_in || may_be_left || !is_kept {
         Persist::Close
     } else {
         Persist::Keep

@@ -84,6 +84,11 @@ impl Pools {
         silent.iter().any(is_it)
     }
 
+    /// Whether there is room for any connection at all.
+    pub fn keeps_any(&self) -> bool {
+        self.per_server_max > 0 && self.total_max > 0
+    }
+
     /// The connection used last that is still good; those found closed on the way, or leading to an
     /// address that the server's name no longer has, are let go.
     pub fn take(&self, upstream: &Upstream) -> Option<Connection> {

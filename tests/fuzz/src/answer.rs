@@ -69,6 +69,7 @@ pub fn check(input: &[u8]) -> bool {
         source: party.source,
         slot: party.slot,
         fields_max: FIELDS_MAX,
+        keeps_upstream: true,
         noted: None,
     };
     let mut inbox = REQUESTS[usize::from(choice & 7)].to_vec();

@@ -94,6 +94,7 @@ fn one_request(
         source: party.source,
         slot: party.slot,
         fields_max: FIELDS_MAX,
+        keeps_upstream: true,
         noted: None,
     };
     let received = inbox.len();
