@@ -277,7 +277,7 @@ impl Session {
     /// Seals the word that no more comes (RFC 8446 §6.1): not behind a record that is cut off, nor where rustls
     /// has something else to say first, nor over what has come and was not processed.
     fn seal_goodbye(&mut self) {
-        let is_clear = self.is_settled && !self.is_sending && self.incoming.is_empty();
+        let is_clear = !self.is_sending && self.incoming.is_empty();
         if !is_clear || self.failure.is_some() {
             return;
         }
