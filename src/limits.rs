@@ -136,6 +136,10 @@ pub const WOKEN_PER_SWEEP: usize = 2_048;
 /// Looks, one after the other, that find that a device has taken nothing, before the next is later than
 /// at the next sweep: a second of the way there and back.
 pub const EAGER_LOOKS: usize = 20;
+/// Bytes of a request, as it came, that a server is taken to have as soon as it answers: to ask the kernel
+/// whether it acknowledged them would cost every ordinary request a call, and tell next to nothing, for
+/// what is acknowledged need not have been read.
+pub const SHORT_REQUEST_BYTES: usize = 2_048;
 /// Bytes of a small buffer, which every wait begins on: enough for the head of an ordinary request,
 /// or for what trickles of a body.
 pub const PARKED_BYTES: usize = 2_048;

@@ -99,7 +99,8 @@ fn algorithm(suite: CipherSuite) -> Option<&'static aead::Algorithm> {
 }
 
 /// Opens records, and refuses those that hold an empty piece of a handshake, which nobody may send (RFC 8446
-/// §5.1, RFC 5246 §6.2.1): rustls 0.23.46 takes such a record, and loses count of what it has processed.
+/// §5.1 and §5.4, RFC 5246 §6.2.1): rustls 0.23.46 takes such a record, and loses count of what it has
+/// processed. The alert is the one that it has for records that are empty in the clear.
 struct Strict(Box<dyn MessageDecrypter>);
 
 impl MessageDecrypter for Strict {

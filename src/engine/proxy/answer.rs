@@ -284,8 +284,8 @@ impl<'a> Answer<'a> {
             Heard::Final(start) => {
                 // A server that answers before it has the body may never read that, and takes it for the next
                 // device's request, or it closes without having said so. What its system has not acknowledged
-                // it can't have read; a few segments, sent at once, are there before it answers.
-                let is_short = flow.is_whole() && self.plan.arrived <= limits::PARKED_BYTES;
+                // it can't have read.
+                let is_short = flow.is_whole() && self.plan.arrived <= limits::SHORT_REQUEST_BYTES;
                 let is_early = flow.request.get() != RequestPhase::Sent
                     || (!is_short && self.upstream_watch.unacknowledged() > 0);
                 if is_early || self.interim_persist == Persist::Close {

@@ -37,7 +37,7 @@ const REQUESTS: [&[u8]; 8] = [
     b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     b"POST /a HTTP/1.1\r\nHost: m2u2\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx",
     b"HEAD /a HTTP/1.0\r\n\r\n",
-    b"OPTIONS * HTTP/1.1\r\nHost: 10.8.0.2\r\n\r\n",
+    b"PUT /a HTTP/1.1\r\nHost: 10.8.0.2\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
     b"GET http://m2u.talk2m.com/a HTTP/1.1\r\nHost: m2u\r\n\r\n",
 ];
 
@@ -265,7 +265,8 @@ fn check_final(
         let options = strict::connection_options(&original.fields);
         assert!(!options.contains(&"close".to_owned()), "reused after close");
         let asked = options.contains(&"keep-alive".to_owned());
-        assert!(original.line.minor == 1 || asked, "HTTP/1.0 reused");
+        let may_know = asked && plan.body != Body::Chunked;
+        assert!(original.line.minor == 1 || may_know, "HTTP/1.0 reused");
     }
     check_fields(plan, start, &original, &seen, keeps);
 }

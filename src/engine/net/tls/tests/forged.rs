@@ -556,13 +556,14 @@ fn empty_records_among_others_are_no_flood() {
 /// a record to come, and lent to the ring while it still counts on them.
 #[test]
 fn an_empty_piece_of_a_handshake_message_is_refused() {
-    for is_tls13 in [true, false] {
+    for (is_tls13, padding) in [(true, 0), (true, 100), (false, 0)] {
         let mut victim = Victim::opening(is_tls13);
-        let empty = victim.forge.seal(HANDSHAKE, b"", 0);
+        let empty = victim.forge.seal(HANDSHAKE, b"", padding);
         let data = victim.forge.data(b"HTTP/1.1 ");
         let refused = Err(InvalidMessage::InvalidEmptyPayload.into());
         let (sink, result) = victim.read(&[empty, data].concat());
         assert_eq!((&sink[..], &result), (&b""[..], &refused));
+        assert!(victim.near.sealed > 0, "no alert");
         drop(victim.near.lend());
         let sealed = victim
             .near
