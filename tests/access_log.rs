@@ -15,6 +15,7 @@ use common::{
     PATIENCE,
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, acme},
+    sockets,
     upstream::Upstream,
     wait_until,
 };
@@ -136,15 +137,15 @@ fn a_device_that_goes_away_before_its_answer_is_logged_with_an_error() {
     let mut device = Device::connect("127.0.0.7", gateway.address());
     device.send("GET /lost HTTP/1.1\r\nHost: m2u\r\n\r\n");
     told.recv_timeout(PATIENCE).unwrap();
-    let port = device.stream().local_addr().unwrap().port();
+    let remote = device.stream().local_addr().unwrap();
     let socket = SockRef::from(device.stream());
     socket.set_linger(Some(Duration::ZERO)).unwrap();
     drop(device);
-    let remote = format!(":{port:04X}");
     wait_until("the gateway's end to be reset", || {
-        let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        let mut remotes = table.lines().filter_map(|l| l.split_whitespace().nth(2));
-        !remotes.any(|address| address.ends_with(&remote))
+        let rows = sockets::all();
+        !rows
+            .iter()
+            .any(|row| (row.local, row.remote) == (gateway.address(), remote))
     });
     go.send(()).unwrap();
     wait_until("the exchange to end", || upstream.open() == 0);

@@ -5,11 +5,12 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, net::SocketAddr};
 
 use common::{
     device,
     gateway::{Gateway, PREAMBLE, acme},
+    sockets::{self, LISTEN},
     upstream::Upstream,
 };
 use m2u::limits;
@@ -31,16 +32,10 @@ fn workers(process: u32) -> BTreeSet<(String, String)> {
         .collect()
 }
 
-/// Sockets that listen on this port.
-fn listeners(port: u16) -> usize {
-    let local = format!(":{port:04X}");
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let columns = table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // Local address, state (0A: listening).
-    columns
-        .filter(|columns| columns[1].ends_with(&local) && columns[3] == "0A")
+/// Sockets that listen at this address.
+fn listeners(address: SocketAddr) -> usize {
+    let rows = sockets::all().into_iter();
+    rows.filter(|row| row.local == address && row.state == LISTEN)
         .count()
 }
 
@@ -65,7 +60,7 @@ fn each_core_has_a_pinned_worker_with_a_socket_of_its_own() {
             .map(|core| (format!("m2u-core-{core}"), core.to_string()))
             .collect();
         assert_eq!(workers(gateway.id()), expected);
-        assert_eq!(listeners(gateway.address().port()), cores.len());
+        assert_eq!(listeners(gateway.address()), cores.len());
         for _ in 0..16 {
             let request = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
             let answer = device::ask("127.0.0.7", gateway.address(), request);

@@ -15,6 +15,7 @@ use common::{
     certificates::{Authority, Leaf, Validity, quoted},
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, account, acme, server},
+    sockets::{self, ESTABLISHED},
     upstream::{self, Conversation, Step, Upstream},
     wait_until,
 };
@@ -64,14 +65,12 @@ fn a_connection_serves_several_requests_and_devices() {
 /// What a server sent is on its way for a moment, even here; the kernel's table tells when it is
 /// there.
 fn wait_until_disturbed(server: SocketAddr) {
-    let remote = format!(":{:04X}", server.port());
     wait_until("the server's last word to arrive", || {
-        let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        !table.lines().any(|line| {
-            let columns: Vec<_> = line.split_whitespace().collect();
-            // Remote address, state (01: established), send and receive queue.
-            columns[2].ends_with(&remote) && columns[3] == "01" && columns[4].ends_with(":00000000")
-        })
+        let rows = sockets::all();
+        let mut open = rows
+            .iter()
+            .filter(|row| row.remote == server && row.state == ESTABLISHED);
+        open.all(|row| row.to_read > 0)
     });
 }
 

@@ -16,6 +16,7 @@ use common::{
     PATIENCE,
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, account, acme, server},
+    sockets::{self, ESTABLISHED},
     upstream::{Conversation, Step, Upstream},
     wait_until,
 };
@@ -191,21 +192,14 @@ fn a_server_hears_that_no_request_follows_a_body_that_it_may_leave() {
 
 /// Bytes of the connections to `server` that it has not acknowledged, or not read.
 fn on_the_way(server: SocketAddr) -> usize {
-    let ours = format!(":{:04X}", server.port());
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let queues = table.lines().filter_map(|line| {
-        let columns: Vec<_> = line.split_whitespace().collect();
-        // Local and remote address, state, send and receive queue.
-        let (to_send, to_read) = columns[4].split_once(':')?;
-        let queue = match (columns[1].ends_with(&ours), columns[2].ends_with(&ours)) {
-            _ if columns[3] != "01" => return None,
-            (false, true) => to_send,
-            (true, false) => to_read,
-            _ => return None,
-        };
-        usize::from_str_radix(queue, 16).ok()
-    });
-    queues.sum()
+    let rows = sockets::all().into_iter();
+    let open = rows.filter(|row| row.state == ESTABLISHED);
+    open.map(|row| match server {
+        _ if row.local == server => row.to_read,
+        _ if row.remote == server => row.to_send,
+        _ => 0,
+    })
+    .sum()
 }
 
 #[test]

@@ -17,6 +17,7 @@ use common::{
     certificates::{Authority, Validity, quoted},
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, account, acme, server},
+    sockets::{self, SYN_SENT},
     upstream::{Upstream, echo},
     wait_until,
 };
@@ -56,14 +57,8 @@ impl Full {
 
 /// Connections to `address` that have been asked for and not been made.
 fn waiting_at(address: SocketAddr) -> usize {
-    let remote = format!(":{:04X}", address.port());
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let columns = table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // Remote address, state (02: asked for).
-    columns
-        .filter(|columns| columns[2].ends_with(&remote) && columns[3] == "02")
+    let rows = sockets::all().into_iter();
+    rows.filter(|row| row.remote == address && row.state == SYN_SENT)
         .count()
 }
 

@@ -1,7 +1,6 @@
 //! A scripted device: raw bytes from a chosen loopback address.
 
 use std::{
-    fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     time::Duration,
@@ -11,6 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{
     PATIENCE, pace,
+    sockets::{self, CLOSE_WAIT, ESTABLISHED},
     wire::{self, Message},
 };
 
@@ -121,17 +121,15 @@ impl Device {
 
 /// Whether the gateway has ended its side of `stream`, whatever is still to be read.
 pub fn has_been_ended(stream: &TcpStream) -> bool {
-    const ESTABLISHED: &str = "01";
-    const CLOSE_WAIT: &str = "08";
     // A reset connection has no peer any more.
     let (near, Ok(far)) = (stream.local_addr().unwrap(), stream.peer_addr()) else {
         return true;
     };
-    let ends = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let mut rows = table.lines().map(str::split_whitespace).map(Vec::from_iter);
-    let row = rows.find(|row| ends(row[1], far.port()) && ends(row[2], near.port()));
-    row.is_none_or(|row| ![ESTABLISHED, CLOSE_WAIT].contains(&row[3]))
+    let rows = sockets::all();
+    let row = rows
+        .iter()
+        .find(|row| (row.local, row.remote) == (far, near));
+    row.is_none_or(|row| ![ESTABLISHED, CLOSE_WAIT].contains(&row.state))
 }
 
 /// Asks one question on a connection of its own.

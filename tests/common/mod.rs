@@ -30,6 +30,7 @@ pub mod namespace;
 pub mod random;
 pub mod servers;
 pub mod shapes;
+pub mod sockets;
 pub mod speaker;
 pub mod upstream;
 pub mod vpn;
