@@ -8,7 +8,7 @@ use std::{
 
 use io_uring::squeue::Flags;
 
-use crate::ring::{self, ACCEPTED, Buffer, FAILED, Ring};
+use crate::ring::{self, Buffer, Relay, Ring};
 
 /// One way of a connection: what is received here is sent there.
 struct Direction {
@@ -17,7 +17,7 @@ struct Direction {
     buffer: Buffer,
 }
 
-struct Relay {
+struct Kept {
     ring: Ring,
     upstream: SocketAddr,
     /// A device's way to the server, then the way back, for each connection that there ever was.
@@ -28,27 +28,20 @@ struct Relay {
 
 /// Relays until the ring fails.
 pub(crate) fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
-    let mut relay = Relay {
+    let mut relay = Kept {
         ring: Ring::new(listen)?,
         upstream,
         directions: Vec::new(),
         sockets: Vec::new(),
     };
-    relay.ring.accept()?;
-    let mut completed = Vec::new();
-    loop {
-        relay.ring.wait(&mut completed)?;
-        for (tag, result) in completed.drain(..) {
-            match tag {
-                ACCEPTED => relay.accepted(result)?,
-                FAILED => {}
-                direction => relay.received(direction as usize, result)?,
-            }
-        }
-    }
+    relay.run()
 }
 
-impl Relay {
+impl Relay for Kept {
+    fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
     fn accepted(&mut self, result: i32) -> io::Result<()> {
         let device = ring::own(result)?;
         device.set_nodelay(true)?;
@@ -63,7 +56,8 @@ impl Relay {
         self.ring.accept()
     }
 
-    fn received(&mut self, index: usize, result: i32) -> io::Result<()> {
+    fn received(&mut self, tag: u64, result: i32) -> io::Result<()> {
+        let index = tag as usize;
         let length = match u32::try_from(result) {
             Ok(length) if length > 0 => length,
             _ => {
@@ -80,7 +74,9 @@ impl Relay {
         // was read by then.
         self.receive(index)
     }
+}
 
+impl Kept {
     fn receive(&mut self, index: usize) -> io::Result<()> {
         let Direction { from, buffer, .. } = &mut self.directions[index];
         self.ring.receive(*from, buffer, index as u64)

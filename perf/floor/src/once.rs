@@ -11,7 +11,7 @@ use std::{
 
 use io_uring::squeue::Flags;
 
-use crate::ring::{self, ACCEPTED, Buffer, FAILED, Ring};
+use crate::ring::{self, Buffer, Relay, Ring};
 
 /// Marks the tags of receives from servers; the rest of a tag is an index.
 const SERVER: u64 = 1 << 32;
@@ -28,7 +28,7 @@ struct Server {
     device: Option<usize>,
 }
 
-struct Relay {
+struct Once {
     ring: Ring,
     upstream: SocketAddr,
     /// As many as there ever were at the same time.
@@ -41,7 +41,7 @@ struct Relay {
 
 /// Relays until the ring fails.
 pub(crate) fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
-    let mut relay = Relay {
+    let mut relay = Once {
         ring: Ring::new(listen)?,
         upstream,
         devices: Vec::new(),
@@ -49,24 +49,14 @@ pub(crate) fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
         servers: Vec::new(),
         idle: Vec::new(),
     };
-    relay.ring.accept()?;
-    let mut completed = Vec::new();
-    loop {
-        relay.ring.wait(&mut completed)?;
-        for (tag, result) in completed.drain(..) {
-            match tag {
-                ACCEPTED => relay.accepted(result)?,
-                FAILED => {}
-                server if server & SERVER != 0 => {
-                    relay.answered((server - SERVER) as usize, result)?;
-                }
-                device => relay.asked(device as usize, result)?,
-            }
-        }
-    }
+    relay.run()
 }
 
-impl Relay {
+impl Relay for Once {
+    fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
     fn accepted(&mut self, result: i32) -> io::Result<()> {
         let socket = ring::own(result)?;
         socket.set_nodelay(true)?;
@@ -87,6 +77,15 @@ impl Relay {
         self.ring.accept()
     }
 
+    fn received(&mut self, tag: u64, result: i32) -> io::Result<()> {
+        match tag & SERVER {
+            0 => self.asked(tag as usize, result),
+            _ => self.answered((tag - SERVER) as usize, result),
+        }
+    }
+}
+
+impl Once {
     fn asked(&mut self, index: usize, result: i32) -> io::Result<()> {
         let length = match u32::try_from(result) {
             Ok(length) if length > 0 => length,

@@ -17,9 +17,9 @@ const RING_ENTRIES: u32 = 4_096;
 const BUFFER_BYTES: usize = 4_096;
 
 /// Tags of completions that are no receive.
-pub(crate) const ACCEPTED: u64 = u64::MAX;
+const ACCEPTED: u64 = u64::MAX;
 /// A send, or a close, that failed: the connection's next receive tells.
-pub(crate) const FAILED: u64 = u64::MAX - 1;
+const FAILED: u64 = u64::MAX - 1;
 
 /// Where a receive puts what it brings; never freed while the process runs.
 pub(crate) struct Buffer(Box<[u8; BUFFER_BYTES]>);
@@ -34,6 +34,32 @@ impl Buffer {
         let bytes = &mut self.0[..length as usize];
         if let Some(begin) = bytes.windows(N).position(|window| window == old) {
             bytes[begin..begin + N].copy_from_slice(new);
+        }
+    }
+}
+
+/// What connections do with each other.
+pub(crate) trait Relay {
+    fn ring(&mut self) -> &mut Ring;
+
+    fn accepted(&mut self, result: i32) -> io::Result<()>;
+
+    /// What the receive of this tag brought: bytes, an end, or an error.
+    fn received(&mut self, tag: u64, result: i32) -> io::Result<()>;
+
+    /// Relays until the ring fails.
+    fn run(&mut self) -> io::Result<()> {
+        self.ring().accept()?;
+        let mut completed = Vec::new();
+        loop {
+            self.ring().wait(&mut completed)?;
+            for (tag, result) in completed.drain(..) {
+                match tag {
+                    ACCEPTED => self.accepted(result)?,
+                    FAILED => {}
+                    tag => self.received(tag, result)?,
+                }
+            }
         }
     }
 }
@@ -54,7 +80,7 @@ impl Ring {
     }
 
     /// Waits for completions, and takes them: their tags and results.
-    pub(crate) fn wait(&mut self, completed: &mut Vec<(u64, i32)>) -> io::Result<()> {
+    fn wait(&mut self, completed: &mut Vec<(u64, i32)>) -> io::Result<()> {
         self.ring.submit_and_wait(1)?;
         completed.extend(self.ring.completion().map(|c| (c.user_data(), c.result())));
         Ok(())
