@@ -189,6 +189,84 @@ fn a_request_that_fails_cuts_an_answer_off_that_lasts_until_the_close() {
     gateway.stop();
 }
 
+/// Uploads so many chunks that nobody reads; answers what of the answer has come by its end.
+fn upload_for_nobody(gateway: &Gateway, chunks: usize) -> Vec<u8> {
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(POST_CHUNKED);
+    let sender = std::thread::spawn({
+        use std::io::Write;
+        let mut stream = press.stream().try_clone().unwrap();
+        let chunk = [&b"ea60\r\n"[..], &[b'x'; 60_000], b"\r\n"].concat();
+        move || (0..chunks).all(|_| stream.write_all(&chunk).is_ok())
+    });
+    let rest = press.receive_rest().unwrap_or_default();
+    drop(press);
+    sender.join().unwrap();
+    rest
+}
+
+#[test]
+fn half_an_answer_is_no_whole_one_because_the_upload_met_the_reset_first() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.head()?;
+        conversation.write("HTTP/1.1 200 OK\r\n\r\nhalf of")?;
+        // By then the upload is under way.
+        conversation.read(1_000_000)?;
+        conversation.reset()
+    });
+    let gateway = Gateway::with(&acme(&upstream.url()));
+    for _ in 0..10 {
+        let rest = upload_for_nobody(&gateway, 1_000);
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", rest.escape_ascii());
+    }
+    gateway.stop();
+}
+
+#[test]
+fn an_answer_that_the_gateway_ended_for_the_uploads_sake_is_no_whole_one() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.head()?;
+        conversation.write("HTTP/1.1 200 OK\r\n\r\nhalf of")?;
+        // Goes on with it, reads nothing, and meets the end that the gateway makes of that.
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            conversation.write(".")?;
+        }
+    });
+    let configuration = format!(
+        "{}[timeouts]\nbody = \"1s\"\n{}",
+        common::gateway::PREAMBLE,
+        acme(&upstream.url())
+    );
+    let gateway = Gateway::start(&configuration);
+    let rest = upload_for_nobody(&gateway, 1_000);
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", rest.escape_ascii());
+    let cut_off = || gateway.counts().get("failed.response_incomplete") == Some(&1);
+    wait_until("the count", cut_off);
+    gateway.stop();
+}
+
+#[test]
+fn an_early_answer_that_ends_in_order_is_whole() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.head()?;
+        conversation.write("HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n\r\nno\n")?;
+        conversation.socket().shutdown(std::net::Shutdown::Write)?;
+        // Closing with unread bytes in the buffer resets what is left of the connection.
+        Ok(())
+    });
+    let gateway = Gateway::with(&acme(&upstream.url()));
+    for _ in 0..10 {
+        let rest = upload_for_nobody(&gateway, 100);
+        assert!(
+            rest.ends_with(b"3\r\nno\n\r\n0\r\n\r\n"),
+            "{}",
+            rest.escape_ascii()
+        );
+    }
+    gateway.stop();
+}
+
 #[test]
 fn an_early_answer_passes_a_body_that_nobody_reads() {
     let (done, told) = std::sync::mpsc::channel::<()>();

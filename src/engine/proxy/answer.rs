@@ -463,7 +463,7 @@ impl<'a> Answer<'a> {
         self.last = buffer.len() - RESERVE;
         match result {
             // After a failed request it was the gateway that ended the server's connection.
-            Ok(0) if intake.ends_by_close() && !self.flow.is_failed() => intake.finish(),
+            Ok(0) if intake.ends_by_close() && self.flow.is_end_credible() => intake.finish(),
             Ok(received) if received > 0 => {}
             _ => return (None, buffer),
         }

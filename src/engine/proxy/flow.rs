@@ -2,10 +2,13 @@
 //!
 //! Each direction has its own phase and its own writer; neither waits for the other here.
 
-use std::cell::Cell;
+use std::{cell::Cell, io::ErrorKind};
 
 use super::failure::Failure;
-use crate::engine::net::{deadline::Due, stream::WriteError};
+use crate::engine::net::{
+    deadline::Due,
+    stream::{StreamError, WriteError},
+};
 
 /// What is counted of one exchange, for the access log.
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ pub struct Flow<'t> {
     pub is_asked_for: Cell<bool>,
     /// What is counted.
     pub tally: &'t Tally,
+    /// Whether a send found the server's connection ended out of order.
+    is_torn: Cell<bool>,
     whole: bool,
 }
 
@@ -77,6 +82,7 @@ impl<'t> Flow<'t> {
             response_due: Cell::new(Due::NEVER),
             is_asked_for: Cell::new(false),
             tally,
+            is_torn: Cell::new(false),
             whole,
         }
     }
@@ -91,9 +97,11 @@ impl<'t> Flow<'t> {
         self.whole || self.request.get() == RequestPhase::Sent
     }
 
-    /// Whether the device did not send the request to its end.
-    pub fn is_failed(&self) -> bool {
-        matches!(self.request.get(), RequestPhase::Failed(_))
+    /// Whether the end of the server's connection, if that is what a receive meets, says that its answer is
+    /// complete. It does not where the gateway ended it, nor where a reset was told to a send: the kernel
+    /// tells it once, and receives meet a mere end.
+    pub fn is_end_credible(&self) -> bool {
+        !self.is_torn.get() && !matches!(self.request.get(), RequestPhase::Failed(_))
     }
 
     /// Takes note of how sending the head, and the body that came with it, went; an answer is
@@ -102,10 +110,7 @@ impl<'t> Flow<'t> {
         match result {
             Ok(()) if self.whole => self.note_sent(response_due),
             Ok(()) => self.request.set(RequestPhase::Sending),
-            Err(WriteError { error, .. }) => {
-                let failure = Failure::from_upstream(&error, Failure::WriteTimeout);
-                self.note_unwanted(failure, response_due);
-            }
+            Err(WriteError { error, .. }) => self.note_unwanted(&error, response_due),
         }
     }
 
@@ -116,7 +121,12 @@ impl<'t> Flow<'t> {
     }
 
     /// The server takes no more: an answer that it sent before may still be there.
-    pub fn note_unwanted(&self, failure: Failure, response_due: Due) {
+    pub fn note_unwanted(&self, error: &StreamError, response_due: Due) {
+        // A broken pipe is the end of a server that had ended its own side in order before.
+        let is_orderly =
+            matches!(error, StreamError::Io(error) if error.kind() == ErrorKind::BrokenPipe);
+        self.is_torn.set(!is_orderly);
+        let failure = Failure::from_upstream(error, Failure::WriteTimeout);
         self.request.set(RequestPhase::Unwanted(failure));
         self.response_due.set(response_due);
     }

@@ -151,8 +151,7 @@ impl Upload<'_> {
     fn note_piece(&self, sent: Result<(), WriteError>) {
         match sent {
             Err(failed) => {
-                let failure = Failure::from_upstream(&failed.error, Failure::WriteTimeout);
-                self.flow.note_unwanted(failure, self.response_due());
+                self.flow.note_unwanted(&failed.error, self.response_due());
                 self.await_answer();
             }
             Ok(()) if self.intake.is_done() => {
