@@ -184,6 +184,7 @@ fn decide<'s>(
         scope: Scope::NONE,
         source: [127, 0, 0, 1].into(),
         slot: Slot::FIRST,
+        mark: None,
         fields_max: FIELDS_DEFAULT,
         keeps_upstream: true,
         noted: None,

@@ -100,6 +100,9 @@ pub const REFUSALS_PER_CORE_MAX: usize = 256;
 /// Connections of one core that are one too many at their address and wait a moment for a place; an
 /// address that floods can hold them all, and others are refused at once then.
 pub const SECOND_TRIES_PER_CORE_MAX: usize = 64;
+/// Connections of one core that wait for a request on a relay buffer, since their last one came with more
+/// than a small one holds; for a second at most, as they are dormant then.
+pub const LARGE_WAITS_PER_CORE_MAX: usize = 128;
 /// Tables that the counts by address are spread over.
 pub const ADMISSION_TABLES: usize = 64;
 /// Connections that may wait to be accepted, each core and listener; the kernel caps it at

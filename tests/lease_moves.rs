@@ -173,33 +173,44 @@ fn who_speaks_through_a_balancer_is_known_by_the_address_handed_over() {
 }
 
 #[test]
-fn a_request_is_judged_by_the_lease_of_the_moment_its_head_is_whole() {
+fn a_request_comes_from_whoever_made_its_connection() {
     let upstream = Upstream::echo();
     let (gateway, mut feed) = start(&upstream);
     lease(&mut feed, LEASED, "press");
+    // It has said nothing, and yet takes a place of its address.
+    let silent = Device::connect(LEASED, gateway.address());
+    wait_until("sleep", || gateway.counts().get("dormant") == Some(&1));
     // Begun before the lease moves: not idle, so not closed.
     let mut begun = Device::connect(LEASED, gateway.address());
     assert!(is_from(&begun.ask(GET), "press"));
-    let mut silent = Device::connect(LEASED, gateway.address());
+    let mut early = Device::connect(OTHER, gateway.address());
     let (head, rest) = GET.split_at(20);
     begun.send(head);
-    let seen = || gateway.counts()["requests"];
-    wait_until("the first requests", || seen() == 1);
+    wait_until("the first request", || gateway.counts()["requests"] == 1);
     lease(&mut feed, LEASED, "mill");
+    wait_until("the end", || silent.has_been_ended());
     begun.send(rest);
-    assert!(is_from(&begun.receive(), "mill"));
-    // Never judged before: not closed, however long ago it was made.
-    assert!(is_from(&silent.ask(GET), "mill"));
+    let refused = begun.receive();
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.field("Retry-After"), Some("5"));
+    assert!(begun.is_closed());
+    wait_until("the count", || {
+        gateway.counts().get("failed.moved_lease") == Some(&1)
+    });
+    // Nobody's when it was made: whoever the address is given to first may speak.
+    lease(&mut feed, OTHER, "mill");
+    assert!(is_from(&early.ask(GET), "mill"));
+    assert_eq!(upstream.requests().len(), 2);
     release(&mut feed, LEASED);
     let refused = Device::connect(LEASED, gateway.address()).ask(GET);
     assert_eq!(refused.status(), 403);
     gateway.stop();
 }
 
-#[test]
-fn an_exchange_under_way_ends_under_the_identity_it_began_with() {
-    let (ask, asked): (Sender<()>, Receiver<()>) = channel();
-    let (allow, allowed): (Sender<()>, Receiver<()>) = channel();
+/// Echoes a request when it is allowed to, having said that it was asked.
+fn gated() -> (Upstream, Receiver<()>, Sender<()>) {
+    let (ask, asked) = channel();
+    let (allow, allowed) = channel();
     let gate = (Mutex::new(ask), Mutex::new(allowed));
     let upstream = Upstream::start(move |conversation| {
         while let Some(mut message) = conversation.head()? {
@@ -216,6 +227,41 @@ fn an_exchange_under_way_ends_under_the_identity_it_began_with() {
         }
         Ok(())
     });
+    (upstream, asked, allow)
+}
+
+/// Else whoever is given a new address would speak for the next one who has the old.
+#[test]
+fn what_was_sent_before_the_lease_moved_is_not_the_next_devices() {
+    let (upstream, asked, allow) = gated();
+    for second in [
+        "POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 6\r\n\r\nforged",
+        GET,
+    ] {
+        let (gateway, mut feed) = start(&upstream);
+        lease(&mut feed, LEASED, "press");
+        let mut device = Device::connect(LEASED, gateway.address());
+        device.send([GET, second].concat());
+        asked.recv().unwrap();
+        lease(&mut feed, LEASED, "mill");
+        allow.send(()).unwrap();
+        assert!(is_from(&device.receive(), "press"));
+        assert_eq!(device.receive().status(), 503);
+        assert!(device.is_closed());
+        // The server hears of the next device's own request first.
+        let mut next = Device::connect(LEASED, gateway.address());
+        allow.send(()).unwrap();
+        assert!(is_from(&next.ask(GET), "mill"));
+        asked.recv().unwrap();
+        assert!(asked.try_recv().is_err());
+        gateway.stop();
+    }
+    drop(allow);
+}
+
+#[test]
+fn an_exchange_under_way_ends_under_the_identity_it_began_with() {
+    let (upstream, asked, allow) = gated();
     let (gateway, mut feed) = start(&upstream);
     lease(&mut feed, LEASED, "press");
     let mut device = Device::connect(LEASED, gateway.address());

@@ -56,6 +56,8 @@ pub struct Shard {
     dormant: Cell<usize>,
     refusals: Cell<usize>,
     second_tries: Cell<usize>,
+    /// Connections that wait for a request on a large buffer.
+    large_waits: Cell<usize>,
 }
 
 /// A counted reference that never leaves the core, so that requests of several cores don't write
@@ -102,6 +104,7 @@ impl Shard {
             dormant: Cell::new(0),
             refusals: Cell::new(0),
             second_tries: Cell::new(0),
+            large_waits: Cell::new(0),
         })
     }
 
@@ -143,7 +146,10 @@ impl Shard {
             let snapshot = self.snapshot();
             let mark = |scope, address| {
                 let identity = snapshot.identities.resolve(scope, address);
-                identity.ok().as_ref().map(Mark::of)
+                identity
+                    .ok()
+                    .as_ref()
+                    .map(|identity| Mark::of(identity).short())
             };
             self.deadlines.close_moved(&moved, mark);
         }
@@ -208,6 +214,11 @@ impl Shard {
     /// A place among the connections that are told why they are not served; `None` if all are taken.
     pub fn begin_refusal(&self) -> Option<Place<'_>> {
         Place::take(&self.refusals, limits::REFUSALS_PER_CORE_MAX)
+    }
+
+    /// A place among the connections that wait for a request on a large buffer; `None` if all are taken.
+    pub fn begin_large_wait(&self) -> Option<Place<'_>> {
+        Place::take(&self.large_waits, limits::LARGE_WAITS_PER_CORE_MAX)
     }
 
     /// A place among the connections that wait a moment before they are refused; `None` if all are

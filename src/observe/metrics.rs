@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Kinds of failure that a core can count.
-pub const FAILURES_MAX: usize = 32;
+pub const FAILURES_MAX: usize = 40;
 
 /// A number that one thread changes and any thread may read.
 #[derive(Debug, Default)]
@@ -54,7 +54,17 @@ pub struct CoreMetrics {
     /// Idle connections to servers, as of the last tick.
     pub pooled: Count,
     ended: [Count; Ending::ALL.len()],
-    failed: [Count; FAILURES_MAX],
+    failed: Failed,
+}
+
+/// Counts by kind of failure.
+#[derive(Debug)]
+struct Failed([Count; FAILURES_MAX]);
+
+impl Default for Failed {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Count::default()))
+    }
 }
 
 impl CoreMetrics {
@@ -65,7 +75,7 @@ impl CoreMetrics {
 
     /// Counts a failed exchange, by the failure's place in the order that [`Totals::sum`] is given.
     pub fn count_failure(&self, failure: usize) {
-        self.failed[failure].add();
+        self.failed.0[failure].add();
     }
 }
 
@@ -141,8 +151,9 @@ impl Totals {
             let index = *ending as usize;
             (ending.name(), sum(&|core| core.ended[index].read()))
         };
-        let failed =
-            |(index, name): (usize, &&'static str)| (*name, sum(&|core| core.failed[index].read()));
+        let failed = |(index, name): (usize, &&'static str)| {
+            (*name, sum(&|core| core.failed.0[index].read()))
+        };
         Self {
             counts: vec![
                 ("open", sum(&|core| core.open.read())),

@@ -2,7 +2,7 @@
 //!
 //! Collected for one core until it comes to see to it; never grows past a bound.
 
-use std::{hash::BuildHasher, net::IpAddr, sync::LazyLock};
+use std::{hash::BuildHasher, net::IpAddr, num::NonZeroU64, sync::LazyLock};
 
 use hashbrown::{DefaultHashBuilder, HashSet};
 use ipnet::IpNet;
@@ -10,16 +10,27 @@ use ipnet::IpNet;
 use super::{identity::Identity, scope::Scope};
 use crate::limits;
 
-/// A few bits of what an address is taken for: they differ for nearly all that differ.
+/// What an address is taken for, in a word: they differ where that differs, but for an accident that nobody
+/// can bring about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(NonZeroU64);
+
+/// A few bits of a mark: they differ for nearly all that differ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Mark(u16);
+pub struct ShortMark(u16);
 
 impl Mark {
     /// The same for the same device, in whatever table.
     #[inline]
     pub fn of(identity: &Identity<'_>) -> Self {
         static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
-        Self(HASHER.hash_one((identity.account, identity.name, identity.serial)) as u16)
+        let hash = HASHER.hash_one((identity.account, identity.name, identity.serial));
+        Self(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MAX))
+    }
+
+    /// Its lower bits.
+    pub fn short(self) -> ShortMark {
+        ShortMark(self.0.get() as u16)
     }
 }
 

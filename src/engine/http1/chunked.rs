@@ -196,8 +196,14 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
+/// Bytes of the size line of a chunk of `length` bytes.
+pub fn size_line_bytes(length: usize) -> usize {
+    let bits = usize::BITS - length.leading_zeros();
+    bits.div_ceil(4).max(1) as usize + 2
+}
+
 /// Writes the size line of a chunk of `length` bytes so that it ends where the payload begins, and
-/// answers where the line begins. At least [`SIZE_LINE_BYTES_MAX`] bytes must be free there.
+/// answers where the line begins. At least [`size_line_bytes`] bytes must be free there.
 pub fn size_line_before(buffer: &mut [u8], payload_begin: usize, length: usize) -> usize {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut begin = payload_begin - 2;

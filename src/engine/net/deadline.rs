@@ -28,7 +28,7 @@ use super::{
 use crate::{
     limits,
     snapshot::{
-        moved::{Mark, Moved},
+        moved::{Moved, ShortMark},
         scope::Scope,
     },
 };
@@ -79,7 +79,7 @@ struct Entry {
     speaker: Speaker,
     scope: Scope,
     /// What the speaker was taken for last.
-    mark: Mark,
+    mark: ShortMark,
     waiting: Waiting,
     cut: Cut,
     noted: Noted,
@@ -214,7 +214,7 @@ impl Deadlines {
             fd,
             speaker: Speaker::Nobody,
             scope: Scope::NONE,
-            mark: Mark::default(),
+            mark: ShortMark::default(),
             waiting: Waiting::Busy,
             cut: Cut::Orderly,
             noted: Noted::default(),
@@ -285,7 +285,7 @@ impl Deadlines {
     /// Ends every connection that waits for a next request, of which nothing has come, if `moved`
     /// concerns its address and that is not what it was taken for any more, says `mark`; those on
     /// which something is under way once they wait again.
-    pub fn close_moved(&self, moved: &Moved, mark: impl Fn(Scope, IpAddr) -> Option<Mark>) {
+    pub fn close_moved(&self, moved: &Moved, mark: impl Fn(Scope, IpAddr) -> Option<ShortMark>) {
         let speakers_v6 = self.speakers_v6.borrow();
         for (key, entry) in self.sockets.borrow_mut().iter_mut() {
             let address: Option<IpAddr> = match entry.speaker {
@@ -352,9 +352,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Says which address has spoken through the socket, to a listener of which scope, and what it
-    /// was taken for: its idle connection ends when that is no longer so.
-    pub fn set_speaker(&self, scope: Scope, address: IpAddr, mark: Mark) {
+    /// Says which address speaks through the socket, to a listener of which scope, and what it is taken
+    /// for: its idle connection ends when that is no longer so.
+    pub fn set_speaker(&self, scope: Scope, address: IpAddr, mark: ShortMark) {
         let speaker = match address {
             IpAddr::V4(address) => Speaker::V4(address.octets()),
             IpAddr::V6(address) => {
@@ -367,7 +367,6 @@ impl Watch {
             entry.speaker = speaker;
             entry.scope = scope;
             entry.mark = mark;
-            entry.noted.0 &= !Noted::MOVED;
         });
     }
 
@@ -667,7 +666,7 @@ mod tests {
             let (mut reader, writer, watch) = stream::split(socket, &deadlines);
             let due = deadlines.due_in(Duration::from_secs(60));
             let (result, mut buffer) = {
-                let mut receive = pin!(reader.read_first(Vec::with_capacity(64), due));
+                let mut receive = pin!(reader.read_first(Vec::with_capacity(64), 64, due));
                 poll_fn(|context| {
                     assert!(receive.as_mut().poll(context).is_pending());
                     Poll::Ready(())
@@ -685,7 +684,7 @@ mod tests {
                 let resting = Resting::join(reader, writer, watch);
                 resting.readable().await.expect("bytes");
                 let (mut reader, ..) = resting.split();
-                let (result, received) = reader.read_first(buffer, due).await;
+                let (result, received) = reader.read_first(buffer, usize::MAX, due).await;
                 assert!(matches!(result, Ok(Some(received)) if received > 0));
                 buffer = received;
             }
@@ -741,7 +740,7 @@ mod tests {
             let (near, far) = pair();
             let watch = deadlines.watch(near.as_raw_fd());
             let address = address.parse().expect("an address");
-            watch.set_speaker(Scope(scope), address, Mark::default());
+            watch.set_speaker(Scope(scope), address, ShortMark::default());
             if idle {
                 watch.set_idle(Due::NEVER);
             }
@@ -759,7 +758,7 @@ mod tests {
             near.set_nonblocking(true).expect("a socket");
             matches!((&mut &*near).read(&mut [0; 8]), Ok(0))
         };
-        deadlines.close_moved(&moved, |_, _| Some(Mark::default()));
+        deadlines.close_moved(&moved, |_, _| Some(ShortMark::default()));
         let closed = cases.iter().filter(|(_, near, _)| is_closed(near));
         assert_eq!(closed.count(), 0, "each device is still the same");
         deadlines.close_moved(&moved, |_, _| None);

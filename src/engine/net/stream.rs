@@ -401,9 +401,14 @@ impl SocketReader {
 
     /// Likewise, into an empty buffer, for the first bytes of a next request. `None`: they have not
     /// come for a while; the deadline stands, and the wait may go on without a buffer.
-    pub async fn read_first(&mut self, buffer: Vec<u8>, due: Due) -> Lent<Option<usize>> {
+    pub async fn read_first(
+        &mut self,
+        buffer: Vec<u8>,
+        room: usize,
+        due: Due,
+    ) -> Lent<Option<usize>> {
         let recall = self.watch.set_idle_until_recalled(due);
-        let end = buffer.capacity();
+        let end = room.min(buffer.capacity());
         let receive = self.half.cancelable_read(buffer.slice_mut(..end), recall);
         let (result, slice) = receive.await;
         let result = match result {

@@ -572,17 +572,13 @@ pub fn hear(
     rewrite::write_response(outbox, &response, &origin, Delivery { body, connection });
 
     let mut intake = Intake::new(response.body, u64::MAX);
-    let piece = intake
-        .take(rest, 0)
+    let taken = intake
+        .append(rest, outbox, delivered)
         .map_err(|_| Failure::ResponseMalformed)?;
-    let (payload, is_last) = (&rest[piece.payload], intake.is_done());
-    if response.body != Body::Absent {
-        relay::append_framed(outbox, payload, delivered, is_last);
-    }
     // Bytes behind the end belong to no request that was sent; and a server of HTTP/1.0 may not know where a
     // chunked one ended.
     let knows_coding = plan.body != Body::Chunked || response.version == Version::Http11;
-    let clean = piece.end == rest.len() && response.body != Body::UntilClose && knows_coding;
+    let clean = taken == rest.len() && response.body != Body::UntilClose && knows_coding;
     Ok(Heard::Final(Start {
         status: response.status,
         intake,

@@ -28,7 +28,7 @@ use crate::{
     },
     limits,
     observe::metrics::Ending,
-    snapshot::scope::Scope,
+    snapshot::{moved::Mark, scope::Scope},
 };
 
 /// What a listener says about the connections it accepts.
@@ -255,6 +255,7 @@ impl Device {
             self.read_proxy_header(shard).await?;
         }
         if let Some(charged) = admitted.charge(self.source) {
+            self.recognise(shard);
             return Ok(charged);
         }
         // A device that has just got its last answer may come again before a sweep has found that the
@@ -264,10 +265,20 @@ impl Device {
             shard.deadlines.turns.wait(2).await;
             let admitted = shard.admission.admit();
             if let Some(charged) = admitted.and_then(|admitted| admitted.charge(self.source)) {
+                self.recognise(shard);
                 return Ok(charged);
             }
         }
         Err(too_many)
+    }
+
+    /// Takes note of who makes the connection, if the address is anybody's yet.
+    fn recognise(&mut self, shard: &Shard) {
+        let snapshot = shard.snapshot();
+        let identity = snapshot.identities.resolve(self.scope, self.source);
+        if let Ok(identity) = &identity {
+            self.set_mark(Mark::of(identity));
+        }
     }
 
     /// Ends a connection that is not served.
@@ -377,21 +388,24 @@ impl Device {
         }
     }
 
-    /// Waits for the first byte of a next request, parked on a small buffer; `None` if it has not
-    /// come for a while.
+    /// Waits for the first byte of a next request, parked on a small buffer unless the last one came with
+    /// more than that; `None` if it has not come for a while.
     async fn receive_first(&mut self, shard: &Shard) -> Result<Option<usize>, Stop> {
         let due = match self.watch.idle_due() {
             // What woke it up is received first, whatever else has happened.
             Some(due) => due,
             None => shard.deadlines.due_in(self.patience(shard)?),
         };
-        let mut buffer = std::mem::take(&mut self.inbox);
-        if buffer.capacity() != limits::PARKED_BYTES {
-            shard.buffers.put(buffer);
-            buffer = shard.buffers.take_parked();
-        }
-        let (result, buffer) = self.reader.read_first(buffer, due).await;
+        let is_brisk = self.last >= limits::PARKED_FULL_BYTES;
+        let place = is_brisk.then(|| shard.begin_large_wait()).flatten();
+        let expected = if place.is_some() { self.last } else { 0 };
+        let buffer = std::mem::take(&mut self.inbox);
+        let buffer = shard.buffers.refit(buffer, expected);
+        let room = shard.buffers.relay_bytes();
+        let (result, buffer) = self.reader.read_first(buffer, room, due).await;
+        drop(place);
         self.inbox = buffer;
+        self.last = self.inbox.len();
         Err(Stop::Ended(match result {
             Ok(Some(0)) if shard.is_draining() => Ending::Drained,
             Ok(Some(0)) => Ending::Finished,

@@ -25,7 +25,7 @@ use crate::{
         shard::Shard,
     },
     limits,
-    snapshot::scope::Scope,
+    snapshot::{moved::Mark, scope::Scope},
 };
 
 /// What becomes of the device's connection.
@@ -72,12 +72,17 @@ pub struct Device {
     pub writer: SocketWriter,
     /// What was received and belongs to no message read so far.
     pub inbox: Vec<u8>,
+    /// Bytes that the first receive of the last request brought.
+    pub last: usize,
     /// The address that speaks: the peer's, or the one a trusted peer hands over.
     pub source: IpAddr,
     /// The slot of requests that name no host.
     pub slot: Slot,
     /// Whose leases the listener knows.
     pub scope: Scope,
+    /// Whom it was made by, if that was known when it was made or asked its first: nobody else can speak
+    /// through it.
+    pub mark: Option<Mark>,
     /// Whether no request has been read yet.
     pub is_fresh: bool,
     /// For how long it may take nothing of what it was sent: as the last server has it.
@@ -92,6 +97,7 @@ pub struct Dormant {
     socket: Resting,
     slot: Slot,
     scope: Scope,
+    mark: Option<Mark>,
     is_fresh: bool,
     /// In milliseconds, of which a day takes half the room of a `Duration`.
     patience_ms: u32,
@@ -111,9 +117,11 @@ impl Dormant {
             reader,
             writer,
             inbox: shard.buffers.take_parked(),
+            last: 0,
             source,
             slot: self.slot,
             scope: self.scope,
+            mark: self.mark,
             is_fresh: self.is_fresh,
             patience: Duration::from_millis(self.patience_ms.into()),
             noted: Noted::default(),
@@ -130,9 +138,11 @@ impl Device {
             reader,
             writer,
             inbox: shard.buffers.take_parked(),
+            last: 0,
             source: peer.ip().to_canonical(),
             slot: entrance.slot,
             scope: entrance.scope,
+            mark: None,
             is_fresh: true,
             patience: shard.timeouts.body,
             noted: Noted::default(),
@@ -148,8 +158,17 @@ impl Device {
             socket: Resting::join(self.reader, self.writer, self.watch),
             slot: self.slot,
             scope: self.scope,
+            mark: self.mark,
             is_fresh: self.is_fresh,
             patience_ms: self.patience.as_millis().try_into().unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Says whom the connection is taken for from now on.
+    pub fn set_mark(&mut self, mark: Mark) {
+        if self.mark.replace(mark) != Some(mark) {
+            self.watch
+                .set_speaker(self.scope, self.source, mark.short());
         }
     }
 

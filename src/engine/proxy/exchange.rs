@@ -37,9 +37,7 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
     let (after, sender) = match plan::prepare(shard, &snapshot, device, head_bytes, &mut outbox) {
         Ok((plan, intake)) => {
             tally.received.set(intake.taken());
-            device
-                .watch
-                .set_speaker(device.scope, device.source, plan.mark);
+            device.set_mark(plan.mark);
             device.patience = plan.route.timeouts.body;
             device.give_back_large_inbox(shard);
             let after = deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await;
@@ -55,7 +53,7 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
                 mark,
             } = refusal;
             if let Some(mark) = mark {
-                device.watch.set_speaker(device.scope, device.source, mark);
+                device.set_mark(mark);
             }
             (device.refuse(shard, failure, to_head, persist).await, None)
         }

@@ -40,6 +40,8 @@ pub enum Failure {
     DisputedLease,
     /// Nobody has confirmed since the gateway started whose the source address is.
     UnconfirmedLease,
+    /// The source address is another device's than when the connection was made.
+    MovedLease,
     /// The account has no server for this slot.
     NoSuchSlot,
     /// The host is none of the gateway's names.
@@ -116,9 +118,9 @@ struct Row {
 impl Failure {
     /// Every failure, in the table's order.
     #[rustfmt::skip]
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
-        Self::NoLease, Self::DisputedLease, Self::UnconfirmedLease, Self::NoSuchSlot,
+        Self::NoLease, Self::DisputedLease, Self::UnconfirmedLease, Self::MovedLease, Self::NoSuchSlot,
         Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
         Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
         Self::DeviceGone, Self::DeviceStalled, Self::Dns, Self::AddressProhibited,
@@ -139,6 +141,7 @@ impl Failure {
             Self::NoLease => "no_lease",
             Self::DisputedLease => "disputed_lease",
             Self::UnconfirmedLease => "unconfirmed_lease",
+            Self::MovedLease => "moved_lease",
             Self::NoSuchSlot => "no_such_slot",
             Self::NotOurName => "not_our_name",
             Self::HeadTimeout => "head_timeout",
@@ -219,6 +222,8 @@ impl Failure {
                 "More than one device claims this address; ask the gateway's operator about it."),
             Self::UnconfirmedLease => (503, "destination_unavailable", Gateway, Close,
                 "Whose address this is was not confirmed since the gateway started; try again later."),
+            Self::MovedLease => (503, "destination_unavailable", Gateway, Close,
+                "This address is another device's since the connection was made; make a new one."),
             Self::NoSuchSlot => (404, "destination_not_found", Downstream, Keep,
                 "The account has no server for this name; ask its administrator to configure one."),
             Self::NotOurName => (421, "destination_not_found", Downstream, Keep,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::{
     device::{Device, Noted},
     failure::Failure,
-    relay::{self, BodyError, Intake},
+    relay::{BodyError, Intake},
 };
 use crate::{
     config::settings::Slot,
@@ -50,7 +50,7 @@ pub struct Plan<'s> {
     pub expects: bool,
     /// The authority the device used.
     pub authority: Authority,
-    /// Who sent it, in a few bits.
+    /// Who sent it, in a word.
     pub mark: Mark,
     /// The name of the device that did.
     pub device: &'s str,
@@ -108,7 +108,7 @@ pub struct Refusal {
     pub to_head: bool,
     /// Whether the connection may go on.
     pub persist: Persist,
-    /// Who sent it, in a few bits, where the connection goes on.
+    /// Who sent it, in a word, where the connection goes on.
     pub mark: Option<Mark>,
 }
 
@@ -140,6 +140,7 @@ pub fn prepare<'s>(
         source: device.source,
         scope: device.scope,
         slot: device.slot,
+        mark: device.mark,
         fields_max: shard.limits.fields,
         keeps_upstream: shard.pools.keeps_any(),
         noted: shard.is_logging().then_some(&mut device.noted),
@@ -164,6 +165,8 @@ pub struct Sender<'n> {
     pub scope: Scope,
     /// The slot of requests that name no host.
     pub slot: Slot,
+    /// Whom the connection was made by, if that is known.
+    pub mark: Option<Mark>,
     /// Fields of a head at most.
     pub fields_max: usize,
     /// Whether connections to servers are kept for another request.
@@ -213,6 +216,11 @@ pub fn decide<'s>(
     }
     let identity = snapshot.identities.resolve(sender.scope, sender.source);
     let identity = identity.map_err(|unknown| refuse(unknown.into()))?;
+    let mark = Mark::of(&identity);
+    // What comes over a connection was sent by whoever made it, while the address was theirs.
+    if sender.mark.is_some_and(|made_by| made_by != mark) {
+        return Err(refuse(Failure::MovedLease));
+    }
 
     // A refusal keeps the connection only if nothing of its request is still to come.
     let complete = request.body == Body::Absent || request.body == Body::Length(0);
@@ -229,7 +237,7 @@ pub fn decide<'s>(
                 failure,
                 to_head,
                 persist,
-                mark: Some(Mark::of(&identity)),
+                mark: Some(mark),
             };
             inbox.drain(..head_bytes);
             return Err(refusal);
@@ -263,21 +271,29 @@ pub fn decide<'s>(
         upstream,
         expects: request.expects,
         authority: Authority::keep(target.authority.or(request.host)),
-        mark: Mark::of(&identity),
+        mark,
         device: identity.name,
         arrived: head_bytes + rest.len(),
     };
     let mut intake = Intake::new(plan.body, route.body_bytes_max);
-    let piece = intake.take(rest, 0).map_err(|error| refuse(error.into()))?;
-    relay::append_framed(outbox, &rest[piece.payload], plan.body, intake.is_done());
-    inbox.drain(..head_bytes + piece.end);
+    let taken = intake
+        .append(rest, outbox, plan.body)
+        .map_err(|error| refuse(error.into()))?;
+    inbox.drain(..head_bytes + taken);
     Ok((plan, intake))
 }
 
-/// Who sends what comes from a device's address: the account's *ref* and the device's name.
+/// Who sends what comes over a device's connection, if that is whose address it is now: the account's *ref*
+/// and the device's name.
 pub fn sender<'s>(snapshot: &'s Snapshot, device: &Device) -> Option<(&'s str, &'s str)> {
     let identity = snapshot.identities.resolve(device.scope, device.source);
     let identity = identity.ok()?;
+    if device
+        .mark
+        .is_some_and(|made_by| made_by != Mark::of(&identity))
+    {
+        return None;
+    }
     let account = snapshot.routes.account_ref(identity.account);
     Some((account.unwrap_or_default(), identity.name))
 }

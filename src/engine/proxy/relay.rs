@@ -80,13 +80,7 @@ impl Intake {
 
     /// Takes note of `bytes` of the known length that went by unseen.
     pub fn pass(&mut self, bytes: usize) {
-        if let Rest::Length(left) = &mut self.rest {
-            *left = left.saturating_sub(bytes as u64);
-            self.taken += bytes as u64;
-            if *left == 0 {
-                self.rest = Rest::Nothing;
-            }
-        }
+        self.taken += self.take_uncoded(bytes) as u64;
     }
 
     /// Whether the whole body has been received.
@@ -114,26 +108,6 @@ impl Intake {
     /// [`BodyError`]; the body is the sender's fault and ends here.
     pub fn take(&mut self, bytes: &mut [u8], begin: usize) -> Result<Piece, BodyError> {
         let piece = match &mut self.rest {
-            Rest::Nothing => Piece {
-                payload: begin..begin,
-                end: begin,
-            },
-            Rest::UntilClose => Piece {
-                payload: begin..bytes.len(),
-                end: bytes.len(),
-            },
-            Rest::Length(left) => {
-                let here = bytes.len() - begin;
-                let ours = usize::try_from(*left).map_or(here, |left| left.min(here));
-                *left -= ours as u64;
-                if *left == 0 {
-                    self.rest = Rest::Nothing;
-                }
-                Piece {
-                    payload: begin..begin + ours,
-                    end: begin + ours,
-                }
-            }
             Rest::Chunked(decoder) => {
                 let (piece, finished) = unchunk(decoder, bytes, begin)?;
                 if finished {
@@ -141,12 +115,84 @@ impl Intake {
                 }
                 piece
             }
+            _ => {
+                let end = begin + self.take_uncoded(bytes.len() - begin);
+                Piece {
+                    payload: begin..end,
+                    end,
+                }
+            }
         };
-        self.taken += piece.payload.len() as u64;
-        if self.taken > self.bytes_max {
-            return Err(BodyError::TooLarge);
-        }
+        self.count(piece.payload.len())?;
         Ok(piece)
+    }
+
+    /// Takes in `bytes`, which came with a head, and appends their payload to `out`, framed for the other
+    /// side; answers where the bytes begin that belong to the next message.
+    ///
+    /// # Errors
+    /// [`BodyError`], as [`take`](Self::take) has it; whatever `out` holds by then must not be sent.
+    pub fn append(
+        &mut self,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+        body: Body,
+    ) -> Result<usize, BodyError> {
+        let line = out.len();
+        if body == Body::Chunked && !bytes.is_empty() {
+            // Of a longer payload than there can be: it mostly has as many digits.
+            out.resize(line + chunked::size_line_bytes(bytes.len()), 0);
+        }
+        let begin = out.len();
+        let end = match &mut self.rest {
+            Rest::Chunked(decoder) => {
+                let (end, finished) = append_unchunked(decoder, bytes, out)?;
+                if finished {
+                    self.rest = Rest::Nothing;
+                }
+                end
+            }
+            _ => {
+                let end = self.take_uncoded(bytes.len());
+                out.extend_from_slice(&bytes[..end]);
+                end
+            }
+        };
+        let length = out.len() - begin;
+        self.count(length)?;
+        if body == Body::Chunked {
+            if length > 0 {
+                let written = chunked::size_line_before(out, begin, length);
+                out.drain(line..written);
+                out.extend_from_slice(b"\r\n");
+            } else {
+                out.truncate(line);
+            }
+            if self.is_done() {
+                out.extend_from_slice(chunked::LAST_CHUNK);
+            }
+        }
+        Ok(end)
+    }
+
+    /// Takes the first of `here` bytes that are no chunks: as many as it answers.
+    fn take_uncoded(&mut self, here: usize) -> usize {
+        let ours = self.room(here);
+        if let Rest::Length(left) = &mut self.rest {
+            *left -= ours as u64;
+            if *left == 0 {
+                self.rest = Rest::Nothing;
+            }
+        }
+        ours
+    }
+
+    fn count(&mut self, payload: usize) -> Result<(), BodyError> {
+        self.taken += payload as u64;
+        match self.taken > self.bytes_max {
+            true => Err(BodyError::TooLarge),
+            false => Ok(()),
+        }
     }
 
     /// Whether the end of the connection is the end of this body.
@@ -189,6 +235,25 @@ fn unchunk(
     }
 }
 
+/// Appends what is in the chunks of `bytes` to `out`; answers where the coding ends in it, and whether the
+/// body does.
+fn append_unchunked(
+    decoder: &mut Decoder,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(usize, bool), BodyError> {
+    let mut read = 0;
+    loop {
+        let rest = &bytes[read..];
+        let decoded = decoder.decode(rest).map_err(|_| BodyError::Malformed)?;
+        out.extend_from_slice(&rest[decoded.payload]);
+        read += decoded.consumed;
+        if decoded.finished || read == bytes.len() {
+            return Ok((read, decoded.finished));
+        }
+    }
+}
+
 /// Frames a received piece for the other side, in place, and ends `buffer` behind it.
 ///
 /// What follows the piece must have been saved. Returns where the bytes to send begin; nothing is
@@ -207,23 +272,6 @@ pub fn frame(buffer: &mut Vec<u8>, payload: Range<usize>, body: Body, is_last: b
         buffer.extend_from_slice(chunked::LAST_CHUNK);
     }
     begin
-}
-
-/// Appends the piece that came with a head, framed for the other side.
-pub fn append_framed(out: &mut Vec<u8>, payload: &[u8], body: Body, is_last: bool) {
-    if body != Body::Chunked {
-        return out.extend_from_slice(payload);
-    }
-    if !payload.is_empty() {
-        let mut line = [0; RESERVE];
-        let begin = chunked::size_line_before(&mut line, RESERVE, payload.len());
-        out.extend_from_slice(&line[begin..]);
-        out.extend_from_slice(payload);
-        out.extend_from_slice(b"\r\n");
-    }
-    if is_last {
-        out.extend_from_slice(chunked::LAST_CHUNK);
-    }
 }
 
 /// Empties a buffer for the next piece, which goes behind the reserve; answers how many bytes it may
@@ -353,12 +401,49 @@ mod tests {
 
     #[test]
     fn a_piece_that_came_with_the_head_is_framed_like_any_other() {
-        let mut out = Vec::new();
-        append_framed(&mut out, b"abc", Body::Chunked, false);
-        append_framed(&mut out, b"", Body::Chunked, true);
-        assert_eq!(out, b"3\r\nabc\r\n0\r\n\r\n");
-        out.clear();
-        append_framed(&mut out, b"abc", Body::Length(3), true);
-        assert_eq!(out, b"abc");
+        // Line by line: what came, its framing, that of the other side, what goes out, what is left.
+        const LONG: &[u8] = &[b'x'; 300];
+        let chunks = [b"96\r\n", &LONG[..150], b"\r\n", b"096\r\n", &LONG[150..]].concat();
+        let long = [b"12c\r\n", LONG, b"\r\n"].concat();
+        let (chunked, length) = (Body::Chunked, Body::Length);
+        type Row<'a> = (&'a [u8], Body, Body, &'a [u8], &'a [u8]);
+        let rows: &[Row<'_>] = &[
+            (b"", chunked, chunked, b"", b""),
+            (b"3\r\n", chunked, chunked, b"", b""),
+            (b"3\r\nabc\r\n", chunked, chunked, b"3\r\nabc\r\n", b""),
+            (
+                b"3\r\nabc\r\n0\r\n\r\nGET",
+                chunked,
+                chunked,
+                b"3\r\nabc\r\n0\r\n\r\n",
+                b"GET",
+            ),
+            (b"0\r\n\r\nGET", chunked, chunked, b"0\r\n\r\n", b"GET"),
+            // The coding takes a digit more than the payload, and as many.
+            (
+                b"9;x=0123456\r\nabcdefghi",
+                chunked,
+                chunked,
+                b"9\r\nabcdefghi\r\n",
+                b"",
+            ),
+            (&chunks, chunked, chunked, &long, b""),
+            (&chunks, chunked, Body::UntilClose, LONG, b""),
+            (LONG, Body::UntilClose, chunked, &long, b""),
+            (b"abcGET", length(3), length(3), b"abc", b"GET"),
+            (b"ab", length(3), length(3), b"ab", b""),
+            (b"GET", Body::Absent, Body::Absent, b"", b"GET"),
+        ];
+        for &(came, from, to, sent, left) in rows {
+            let mut out = b"a head".to_vec();
+            let mut intake = Intake::new(from, u64::MAX);
+            let end = intake.append(came, &mut out, to).expect("well-formed");
+            let shown = came.escape_ascii().to_string();
+            assert_eq!(out, [b"a head", sent].concat(), "{shown}");
+            assert_eq!(&came[end..], left, "{shown}");
+        }
+        let refused = |came: &[u8]| Intake::new(chunked, 4).append(came, &mut Vec::new(), chunked);
+        assert_eq!(refused(b"5\r\nabcde"), Err(BodyError::TooLarge));
+        assert_eq!(refused(b"3\nabc"), Err(BodyError::Malformed));
     }
 }

@@ -68,6 +68,7 @@ pub fn check(input: &[u8]) -> bool {
         scope: Scope::NONE,
         source: party.source,
         slot: party.slot,
+        mark: None,
         fields_max: FIELDS_MAX,
         keeps_upstream: true,
         noted: None,

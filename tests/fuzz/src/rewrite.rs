@@ -93,6 +93,7 @@ fn one_request(
         scope: Scope::NONE,
         source: party.source,
         slot: party.slot,
+        mark: None,
         fields_max: FIELDS_MAX,
         keeps_upstream: true,
         noted: None,
