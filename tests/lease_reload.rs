@@ -8,7 +8,7 @@ use std::fs;
 
 use common::{
     gateway::Gateway,
-    leases::{self, add, connect, line, whose},
+    leases::{self, add, connect, whole_set, whose},
     upstream::Upstream,
     wait_until,
 };
@@ -18,17 +18,6 @@ use m2u::limits;
 const ROUNDS: usize = 10;
 /// Leases of a set that takes long.
 const LARGE: usize = 30_000;
-
-/// A set of so many leases of one source, all of one device.
-fn whole_set(source: &str, network: u8, device: &str, leases: usize) -> String {
-    let mut set = format!("{{\"op\":\"sync\",\"source\":\"{source}\"}}\n");
-    for number in 0..leases {
-        let (high, low) = (number / 256, number % 256);
-        let address = format!("127.{network}.{high}.{low}");
-        set.push_str(&format!("{}\n", line(&address, device)));
-    }
-    set + "{\"op\":\"commit\"}\n"
-}
 
 #[test]
 fn a_reload_waits_for_a_set_on_its_way_and_nobody_waits_for_it() {

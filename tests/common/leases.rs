@@ -56,6 +56,17 @@ pub fn line(address: &str, device: &str) -> String {
     format!(r#"{{"address":"{address}","account":"acme","device":"{device}"}}"#)
 }
 
+/// A set of so many leases of one source, all of one device.
+pub fn whole_set(source: &str, network: u8, device: &str, leases: usize) -> String {
+    let mut set = format!("{{\"op\":\"sync\",\"source\":\"{source}\"}}\n");
+    for number in 0..leases {
+        let (high, low) = (number / 256, number % 256);
+        let address = format!("127.{network}.{high}.{low}");
+        set.push_str(&format!("{}\n", line(&address, device)));
+    }
+    set + "{\"op\":\"commit\"}\n"
+}
+
 /// A gateway where press-07 has 127.0.0.7, and a connection to its feed.
 pub fn gateway_of_press(upstream: &Upstream) -> (Gateway, Feed) {
     let gateway = gateway(&upstream.url(), "");
