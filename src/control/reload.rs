@@ -5,7 +5,7 @@
 //! no new address concerns is shared.
 
 use std::{
-    fmt,
+    fmt, iter,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -38,6 +38,8 @@ pub struct Assembly {
     pools: HashMap<PoolKey, Pool>,
     pool_next: u32,
     plan: Plan,
+    /// What follows it, once its names are known.
+    next: Option<Plan>,
 }
 
 /// Why settings that were read without a problem cannot be put to use.
@@ -153,23 +155,51 @@ impl Assembly {
     /// # Errors
     /// They cannot be put to use; then those before stay in force.
     pub fn adopt(&mut self, settings: &Settings) -> Result<(), ReloadError> {
-        let adopted = self.plan_for(settings).map(|plan| self.plan = plan);
-        // Whatever is not in use by now is forgotten, also what refused settings would have had.
-        let upstreams = self.plan.upstreams.iter();
+        self.prepare(settings)?;
+        self.change_over();
+        Ok(())
+    }
+
+    /// Makes `settings` those that are next, in the place of others that are. Until they are
+    /// [in use](Self::change_over), snapshots are made of those before.
+    ///
+    /// # Errors
+    /// They cannot be put to use; then nothing changes.
+    pub fn prepare(&mut self, settings: &Settings) -> Result<(), ReloadError> {
+        let prepared = self.plan_for(settings).map(|plan| self.next = Some(plan));
+        self.forget_unused();
+        prepared
+    }
+
+    /// Puts the settings that are next in the place of those before.
+    pub fn change_over(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.plan = next;
+            self.forget_unused();
+        }
+    }
+
+    /// Forgets whatever no settings have by now, also what refused ones would have had.
+    fn forget_unused(&mut self) {
+        let upstreams = self.plans().flat_map(|plan| &plan.upstreams);
         let pools: HashSet<PoolId> = upstreams.map(|upstream| upstream.pool).collect();
         self.pools.retain(|_, pool| pools.contains(&pool.id));
         let trusts: HashSet<TrustId> = self.pools.keys().filter_map(|key| key.trust).collect();
         self.trusts.retain(&trusts);
-        adopted
+    }
+
+    fn plans(&self) -> impl Iterator<Item = &Plan> {
+        iter::once(&self.plan).chain(&self.next)
     }
 
     fn plan_for(&mut self, settings: &Settings) -> Result<Plan, ReloadError> {
         // The operator may have renewed the system's roots since they were read.
         self.trusts.forget_system_roots();
+        let zone = |dns| Zone::build(settings.domain.as_deref(), settings.slots(), dns);
         let mut plan = Plan {
             domain: settings.domain.as_deref().unwrap_or_default().into(),
             allow_networks: settings.allow_networks.clone().into(),
-            zone: zone(settings).map(Arc::new),
+            zone: settings.dns.as_ref().map(zone).map(Arc::new),
             ..Plan::default()
         };
         let mut ids = Vec::with_capacity(settings.accounts.len());
@@ -213,9 +243,16 @@ impl Assembly {
         self.accounts.get(reference).copied()
     }
 
-    /// Names that must be resolved for the settings in use.
+    /// Names that must be resolved for the settings in use, and for those that are next.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.plan.named.keys().map(|host| &**host)
+        let named = self.plans().flat_map(|plan| plan.named.keys());
+        named.map(|host| &**host)
+    }
+
+    /// Whether each name has been asked for that the settings need which are next.
+    pub fn is_settled(&self, resolver: &Resolver) -> bool {
+        let mut named = self.next.iter().flat_map(|plan| plan.named.keys());
+        named.all(|host| resolver.has_asked(host))
     }
 
     /// m2u's own names for the settings in use; `None` if nobody shall answer for them.
@@ -474,15 +511,6 @@ fn entries<'s>(
                 .map(move |network| (*network, identity))
         })
     })
-}
-
-fn zone(settings: &Settings) -> Option<Zone> {
-    let dns = settings.dns.as_ref()?;
-    Some(Zone::build(
-        settings.domain.as_deref(),
-        settings.slots(),
-        dns,
-    ))
 }
 
 fn without_brackets(host: &str) -> &str {

@@ -132,8 +132,7 @@ impl Resolver {
     /// could not be resolved are asked for again at once, because somebody may have mended them.
     pub fn follow<'a>(&mut self, hosts: impl IntoIterator<Item = &'a str>) {
         let hosts: HashSet<&str> = hosts.into_iter().collect();
-        self.names.retain(|host, _| hosts.contains(&**host));
-        self.due.retain(|(_, host)| hosts.contains(&**host));
+        self.forget_others(&hosts);
         for host in &hosts {
             if !self.names.contains_key(*host) {
                 let host: Arc<str> = (*host).into();
@@ -147,6 +146,12 @@ impl Resolver {
         for host in ill {
             self.plan(host, Instant::now());
         }
+    }
+
+    /// Keeps no other name than `hosts` resolved from now on.
+    pub fn forget_others(&mut self, hosts: &HashSet<&str>) {
+        self.names.retain(|host, _| hosts.contains(&**host));
+        self.due.retain(|(_, host)| hosts.contains(&**host));
     }
 
     /// Has `host` asked for at `at`, unless it is due sooner.
@@ -169,6 +174,11 @@ impl Resolver {
     /// Every name has been asked for at least once.
     pub fn is_settled(&self) -> bool {
         self.names.values().all(|known| known.asked)
+    }
+
+    /// Whether `host` has been asked for at least once.
+    pub fn has_asked(&self, host: &str) -> bool {
+        self.names.get(host).is_some_and(|known| known.asked)
     }
 
     /// What is known of `host` now.
