@@ -6,7 +6,7 @@
 use std::{
     fmt,
     future::pending,
-    io, iter,
+    io,
     mem::{self, ManuallyDrop},
     net::SocketAddr,
     path::PathBuf,
@@ -26,7 +26,7 @@ use crate::{
     config::{
         flags::ConfigArguments,
         problem::{Problem, Summary},
-        settings::{AccessLog, Inventory, Leases, Limits, Listen, Settings, Timeouts},
+        settings::{AccessLog, Leases, Limits, Listen, Settings, Timeouts},
     },
     control::{
         dns::responder::{self, Responder},
@@ -148,20 +148,19 @@ struct Gateway {
     names: Option<Responder>,
     started: Started,
     drain: Duration,
-    /// A reload was asked for, and waits for its turn.
-    is_reload_due: bool,
-    /// A reload that waits for the first answers for its names.
+    /// A configuration that was read, and is to be put in force.
     reload: Option<Reload>,
     /// The configuration was read, and the memory that took has not been given back.
     has_read: bool,
 }
 
-/// A reload under way.
-#[derive(Debug, Clone, Copy)]
+/// A reload that waits for the first answers for its names, and until no set of leases is halfway.
 struct Reload {
+    settings: Settings,
     /// When to go on without answers.
     by: Instant,
-    inventory: Inventory,
+    /// That it waits for a set was told.
+    is_told: bool,
 }
 
 /// What the engine was started with, and keeps.
@@ -231,7 +230,6 @@ impl Gateway {
             names,
             started: Started::with(settings),
             drain: settings.timeouts.drain,
-            is_reload_due: false,
             reload: None,
             has_read: true,
         })
@@ -242,19 +240,22 @@ impl Gateway {
         let mut health = interval(HEALTH_INTERVAL);
         health.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let reload = self.reload;
+            let by = self.reload_by();
             tokio::select! {
                 wanted = signals.next() => match wanted {
                     Wanted::End => return self.finish(signals).await,
-                    Wanted::Reload => self.ask_for_reload(),
+                    Wanted::Reload => self.reload(),
                     Wanted::Counts => self.tell_counts(),
                 },
                 work = work(&mut self.leases) => {
                     self.change_leases(work);
-                    self.reload_if_due();
+                    self.reload_if_ready();
                 }
-                events = self.resolver.events() => self.learn(&events),
-                () = until(reload) => self.publish(iter::empty()),
+                events = self.resolver.events() => {
+                    self.learn(&events);
+                    self.reload_if_ready();
+                }
+                () = until(by) => self.reload_if_ready(),
                 _ = health.tick() => {
                     if self.engine.is_broken() {
                         return Err(Fault::Broken);
@@ -288,33 +289,12 @@ impl Gateway {
         say(format_args!("counts: {descriptors}{}", words.join(" ")));
     }
 
-    /// Opens the log anew at once, and reads the configuration again in its turn.
-    fn ask_for_reload(&mut self) {
+    /// Opens the log anew, and reads the configuration again; what it says is put in force in its turn.
+    /// When it is refused, nothing changes.
+    fn reload(&mut self) {
         if let Some(log) = &self.log {
             log.reopen();
         }
-        let set = self.leases.as_ref().and_then(Registry::set_on_its_way);
-        if let Some(source) = set.filter(|_| !self.is_reload_due) {
-            say(format_args!(
-                "reload: waits until a set of {source} that is on its way is whole"
-            ));
-        }
-        self.is_reload_due = true;
-        self.reload_if_due();
-    }
-
-    /// Reads the configuration again if that was asked for, and no set of leases is halfway: it goes on
-    /// in turns, and whoever changes others meanwhile waits for one of those alone.
-    fn reload_if_due(&mut self) {
-        let set = self.leases.as_ref().and_then(Registry::set_on_its_way);
-        if self.is_reload_due && set.is_none() {
-            self.is_reload_due = false;
-            self.reload();
-        }
-    }
-
-    /// Reads the configuration again. When it is refused, nothing changes.
-    fn reload(&mut self) {
         let refused = "reload refused; the configuration in force stays";
         let settings = match self.arguments.load() {
             Ok(settings) => settings,
@@ -324,7 +304,7 @@ impl Gateway {
                 return;
             }
         };
-        if let Err(error) = self.assembly.adopt(&settings) {
+        if let Err(error) = self.assembly.prepare(&settings) {
             say(format_args!("{refused}: {error}"));
             return;
         }
@@ -336,30 +316,76 @@ impl Gateway {
                 "reload: needs a restart to take effect: {keys}"
             ));
         }
-        self.drain = settings.timeouts.drain;
-        self.adopt_devices(&settings);
         self.resolver.follow(self.assembly.names());
+        // In the place of one that waits: nothing of that is in force.
         self.reload = Some(Reload {
+            settings,
             by: Instant::now() + limits::DNS_FIRST_ANSWERS,
-            inventory: settings.inventory(),
+            is_told: false,
         });
-        if self.resolver.is_settled() {
-            self.publish(iter::empty());
+        self.reload_if_ready();
+    }
+
+    /// When a reload goes on without answers; `None`: there is none, or it waits for a set of leases.
+    fn reload_by(&self) -> Option<Instant> {
+        let reload = self.reload.as_ref()?;
+        let set = self.leases.as_ref().and_then(Registry::set_on_its_way);
+        set.is_none().then_some(reload.by)
+    }
+
+    /// Puts a configuration that was read in force if its names have been asked for, and no set of leases
+    /// is halfway: it goes on in turns, and whoever changes others meanwhile waits for one of those alone.
+    fn reload_if_ready(&mut self) {
+        let Some(reload) = &mut self.reload else {
+            return;
+        };
+        if !self.assembly.is_settled(&self.resolver) && Instant::now() < reload.by {
+            return;
+        }
+        let set = self.leases.as_ref().and_then(Registry::set_on_its_way);
+        if let Some(source) = set {
+            if !mem::replace(&mut reload.is_told, true) {
+                say(format_args!(
+                    "reload: waits until a set of {source} that is on its way is whole"
+                ));
+            }
+            return;
+        }
+        if let Some(reload) = self.reload.take() {
+            self.change_over(&reload.settings);
         }
     }
 
-    /// Leases hold for the devices of the new settings at once; their routes follow.
-    fn adopt_devices(&mut self, settings: &Settings) {
-        let Some(leases) = &mut self.leases else {
-            return;
-        };
-        let directory = directory(settings, &self.assembly);
-        let fixed = Arc::clone(self.assembly.identities());
-        let publish = publish_leases(&self.publisher);
-        leases
-            .adopt(directory, fixed, &settings.openvpn, publish)
-            .iter()
-            .for_each(|news| say(format_args!("{news}")));
+    /// Puts `settings` in force, which are prepared: routes, devices and leases in one step. A device
+    /// that is moved must not be found under its new account where that has its servers of before.
+    fn change_over(&mut self, settings: &Settings) {
+        self.assembly.change_over();
+        let names = self.assembly.names();
+        self.resolver.forget_others(&names.collect());
+        self.drain = settings.timeouts.drain;
+        let snapshot = self.assembly.first_snapshot(&self.resolver);
+        match &mut self.leases {
+            None => self.put_in_force(snapshot),
+            Some(leases) => {
+                let directory = directory(settings, &self.assembly);
+                let fixed = Arc::clone(self.assembly.identities());
+                let publisher = &self.publisher;
+                let publish = |identities, moved: &[(Scope, IpNet)]| {
+                    let snapshot = Snapshot {
+                        identities,
+                        ..snapshot
+                    };
+                    publisher.publish_moved(snapshot, moved);
+                };
+                let news = leases.adopt(directory, fixed, &settings.openvpn, publish);
+                news.iter().for_each(|news| say(format_args!("{news}")));
+            }
+        }
+        if let (Some(names), Some(zone)) = (&self.names, self.assembly.zone()) {
+            names.publish(zone);
+        }
+        self.has_read = true;
+        say(format_args!("reloaded: {}", settings.inventory()));
     }
 
     fn change_leases(&mut self, work: Work) {
@@ -378,33 +404,21 @@ impl Gateway {
         self.publisher.publish_moved(snapshot, &moved);
     }
 
+    /// Publishes what other addresses of names make different.
     fn learn(&mut self, events: &[Event]) {
         tell(events);
-        if self.reload.is_none() || self.resolver.is_settled() {
-            self.publish(events.iter().map(Event::host));
-        }
-    }
-
-    /// Publishes what the settings in use and the addresses of `hosts` make different.
-    fn publish<'h>(&mut self, hosts: impl Iterator<Item = &'h str>) {
+        let hosts = events.iter().map(Event::host);
         if let Some(mut snapshot) = self.assembly.snapshot(&self.resolver, hosts) {
             if let Some(leases) = &self.leases {
                 snapshot.identities = leases.identities();
             }
             self.put_in_force(snapshot);
         }
-        if let (Some(names), Some(zone)) = (&self.names, self.assembly.zone()) {
-            names.publish(zone);
-        }
-        if let Some(reload) = self.reload.take() {
-            self.has_read = true;
-            say(format_args!("reloaded: {}", reload.inventory));
-        }
     }
 
     /// Lets what is under way end, within the limit.
     async fn finish(mut self, signals: &mut Signals) -> Result<(), Fault> {
-        if self.is_reload_due {
+        if self.reload.is_some() {
             refuse_late_reload();
         }
         let limit = self.drain;
@@ -601,9 +615,9 @@ async fn work(leases: &mut Option<Registry>) -> Work {
     }
 }
 
-async fn until(reload: Option<Reload>) {
-    match reload {
-        Some(reload) => sleep_until(reload.by).await,
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
         None => pending().await,
     }
 }

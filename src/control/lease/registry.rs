@@ -174,7 +174,7 @@ impl Registry {
     }
 
     /// Puts the configuration's devices, addresses and hubs in the place of those before; answers
-    /// what there is to tell. `publish` hears of the new identities, if they are. Not while a set is
+    /// what there is to tell. `publish` hears of the identities, new or not. Not while a set is
     /// [on its way](Self::set_on_its_way), which names devices by the numbers of before; those that
     /// wait name them as their sources do.
     pub fn adopt(
@@ -187,10 +187,13 @@ impl Registry {
         self.table.advance(now());
         self.follow(hubs);
         let ended = self.table.adopt(directory, fixed);
-        if let Some(commit) = self.table.commit() {
-            self.record(&commit);
-            publish(commit.identities, &commit.moved);
-            self.tell_watchers(&commit.touched, commit.revision);
+        match self.table.commit() {
+            Some(commit) => {
+                self.record(&commit);
+                publish(commit.identities, &commit.moved);
+                self.tell_watchers(&commit.touched, commit.revision);
+            }
+            None => publish(self.identities(), &[]),
         }
         match ended.len() {
             0 => Vec::new(),
