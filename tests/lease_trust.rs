@@ -220,23 +220,29 @@ fn a_name_that_a_hub_no_longer_has_speaks_for_nobody() {
     // A reload that leaves the names alone leaves all leases alone.
     reload(&gateway, &with(whole, south));
     assert_eq!(feed.leases().len(), 3);
-    // The name is withdrawn: its leases end, and it gets no new ones.
+    // The name is withdrawn: its leases end, and it gets no new ones. Its client may be connected still,
+    // until the hub says otherwise.
     reload(&gateway, &with("b = \"acme/press-08\"", south));
-    assert_eq!(whose("127.0.0.7"), Err(403));
+    assert_eq!(whose("127.0.0.7"), Err(503));
     feed.refused(&add("north", "127.0.0.7", "a"), "unknown_common_name");
     let other_name = add("north", "127.0.0.7", "c");
     feed.refused(&other_name, "unknown_common_name");
-    is_south(&mut feed);
-    // What else the hub had it says again; another name for the same device is as good.
-    feed.done(&add("north", "127.0.0.8", "b"));
+    // What else the hub has said stays.
+    assert_eq!(whose("127.0.0.8"), Ok("press-08".to_owned()));
+    assert_eq!(feed.leases().len(), 2);
     // The name stands for another device now.
     reload(&gateway, &with("b = \"acme/press-07\"", south));
-    assert_eq!(whose("127.0.0.8"), Err(403));
+    assert_eq!(whose("127.0.0.8"), Err(503));
+    is_south(&mut feed);
+    feed.done(&add("north", "127.0.0.6", "b"));
+    assert_eq!(whose("127.0.0.6"), Ok("press-07".to_owned()));
+    // Who has it after that, the hub's next report has to say.
     feed.done(&add("north", "127.0.0.8", "b"));
-    assert_eq!(whose("127.0.0.8"), Ok("press-07".to_owned()));
+    assert_eq!(whose("127.0.0.8"), Err(503));
     // The hub itself is withdrawn.
     let gone = with("b = \"acme/press-07\"", south).replace("\"north\"", "\"west\"");
     reload(&gateway, &gone);
+    assert_eq!(whose("127.0.0.6"), Err(403));
     assert_eq!(whose("127.0.0.8"), Err(403));
     feed.refused(&add("north", "127.0.0.8", "b"), "unknown_hub");
     is_south(&mut feed);

@@ -139,17 +139,21 @@ impl Names {
         if !lease.source.starts_with(Hub::SOURCE_PREFIX) {
             return true;
         }
-        let Some(hub) = self.hubs.hub(&lease.source) else {
-            return false;
-        };
+        let hub = self.hubs.hub(&lease.source);
         let session = lease.session.as_deref().unwrap_or_default();
-        let device = match session.rsplit_once('@') {
-            Some((name, _)) => hub.common_names.device(name),
-            // Somebody said it in the hub's name.
-            None => Some((&*lease.account, &*lease.device)),
-        };
-        device == Some((&*lease.account, &*lease.device))
-            && hub.scope.as_deref() == lease.scope.as_deref()
+        let device = (&*lease.account, &*lease.device);
+        hub.is_some_and(|hub| hub.scope.as_deref() == lease.scope.as_deref())
+            && self.still_means(&lease.source, session, device)
+    }
+
+    /// Whether a visit at the hub that is called `source` would be this account's and device's by the
+    /// configuration of now.
+    pub(super) fn still_means(&self, source: &str, session: &str, device: (&str, &str)) -> bool {
+        self.hubs.hub(source).is_some_and(|hub| {
+            // Without a name, somebody said it in the hub's.
+            let name = session.rsplit_once('@').map(|(name, _)| name);
+            name.is_none_or(|name| hub.common_names.device(name) == Some(device))
+        })
     }
 
     /// Account and device, as a request has them or as its hub knows them.

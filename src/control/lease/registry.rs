@@ -204,11 +204,22 @@ impl Registry {
         }
     }
 
-    /// Asks `hubs` from now on; the leases of those that are no longer among them end.
+    /// Asks `hubs` from now on; the leases of those that are no longer among them end, and of those that
+    /// are, what their names no longer say. What else hooks have said stays: a status that is read again
+    /// may be older.
     fn follow(&mut self, hubs: &[Hub]) {
-        for gone in self.names.hubs.follow(hubs) {
-            self.table.forget_hub(&gone.source());
-            self.told.remove(&gone.source());
+        for before in self.names.hubs.follow(hubs) {
+            let source = before.source();
+            let is_same = |hub: &Hub| (&hub.name, &hub.scope) == (&before.name, &before.scope);
+            if hubs.iter().any(is_same) {
+                let names = &self.names;
+                self.table.end_unsaid(&source, |session, device| {
+                    names.still_means(&source, session, device)
+                });
+            } else {
+                self.table.forget_hub(&source);
+                self.told.remove(&source);
+            }
         }
         for hub in hubs {
             // Beyond all sources that there may be, its reports will be refused.

@@ -77,6 +77,24 @@ impl LeaseTable {
         self.ended -= reported.map_or(0, |reported| reported.ended.len());
     }
 
+    /// Ends the claims of `source`, a hub, of whose session, account and device it `is_said` no longer:
+    /// its names stand for other devices now.
+    pub fn end_unsaid(&mut self, source: &str, is_said: impl Fn(&str, (&str, &str)) -> bool) {
+        let Some(source) = self.by_name.get(source).copied() else {
+            return;
+        };
+        for place in self.places_of(source) {
+            let claim = self.claims.claim(place, source);
+            let is_over = claim.is_some_and(|claim| {
+                let device = self.claims.directory.names(claim.device);
+                !is_said(&claim.session, device)
+            });
+            if is_over {
+                self.disown(place, source);
+            }
+        }
+    }
+
     /// Brings the claims of `source`, which is a hub, in line with what was `seen` of it at `as_of`;
     /// what it said and took back since then stays, and what was seen of an earlier run counts for
     /// nothing. What contradicts other sources, or lies in another device's network, is taken in as
@@ -217,6 +235,16 @@ impl LeaseTable {
             if is_hub && self.claims.is_surrounded(*place) {
                 self.withhold(*place, source);
             }
+        }
+    }
+
+    /// Ends a claim that means no device of the configuration any more. Of a hub's, its client may speak
+    /// from there all the same: it stays nobody's until a report of since then.
+    pub(super) fn disown(&mut self, place: Place, source: SourceId) {
+        self.remove(place, source);
+        if self.claims.nested.is_hub(source) {
+            self.remember_end(place, source);
+            self.withhold(place, source);
         }
     }
 

@@ -147,12 +147,7 @@ impl LeaseTable {
             false => self.follow_devices(&before),
         };
         for (place, source, _) in &orphans {
-            self.remove(*place, *source);
-            if self.claims.nested.is_hub(*source) {
-                self.remember_end(*place, *source);
-                // The hub lets its client speak all the same.
-                self.withhold(*place, *source);
-            }
+            self.disown(*place, *source);
         }
         self.judge();
         debug_assert!(self.is_as_built(), "something else was said of a network");

@@ -1,0 +1,135 @@
+//! What hooks of an OpenVPN hub have said is never overruled by a status file that is older, also after
+//! a reload with other names.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use common::{
+    feed::Feed,
+    gateway::{Gateway, PREAMBLE},
+    leases::{connect, fleet, whose},
+    upstream::Upstream,
+    wait_until,
+};
+
+const A_AND_B: &str = "a = \"acme/press-07\", b = \"acme/press-08\"";
+
+/// A hub with a status file and these names, and a feed; `leases` are more lines of `[leases]`.
+fn configuration(url: &str, leases: &str, names: &str) -> String {
+    format!(
+        "{PREAMBLE}[leases]\nsocket = \"feed.sock\"\n{leases}[[openvpn]]\nhub = \"north\"\n\
+         status = \"north.status\"\npoll = \"1s\"\ncommon_names = {{ {names} }}\n{}",
+        fleet("acme", url, &["press-07", "press-08", "press-09"]),
+    )
+}
+
+/// Has the hub write its status at this moment, with these networks of clients that nothing else is
+/// known of, and waits until the gateway has taken it in.
+fn write_status(gateway: &Gateway, number: u8, routes: &[(&str, &str)]) {
+    let mark = format!("file-{number}");
+    let mark_network = format!("127.99.0.{number}");
+    let routes = routes.iter().copied();
+    let routes: Vec<_> = routes.chain([(&*mark_network, &*mark)]).collect();
+    let written = SystemTime::now();
+    // The file's own time, which is finer, counts.
+    let later = written.duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(2);
+    let mut text = format!(
+        "TITLE\tx\nTIME\tx\t{}\n\
+         HEADER\tCLIENT_LIST\tCommon Name\tReal Address\tVirtual Address\tConnected Since (time_t)\n",
+        later.as_secs()
+    );
+    for (_, name) in &routes {
+        text.push_str(&format!("CLIENT_LIST\t{name}\t{name}:1\t10.8.0.2\t1\n"));
+    }
+    text.push_str("HEADER\tROUTING_TABLE\tVirtual Address\tCommon Name\tReal Address\n");
+    for (network, name) in &routes {
+        text.push_str(&format!("ROUTING_TABLE\t{network}\t{name}\t{name}:1\n"));
+    }
+    text.push_str("GLOBAL_STATS\tMax bcast/mcast queue length\t0\nEND\n");
+    let new = gateway.path("new.status");
+    fs::write(&new, text).unwrap();
+    let file = fs::File::options().write(true).open(&new).unwrap();
+    file.set_modified(written).unwrap();
+    fs::rename(new, gateway.path("north.status")).unwrap();
+    wait_until("the status", || times_read(gateway, number) > 0);
+}
+
+/// How many readers of the hub have taken that status in: each tells once of its mark.
+fn times_read(gateway: &Gateway, number: u8) -> usize {
+    let told = format!("is routed to \"file-{number}\"");
+    gateway.log().matches(&told).count()
+}
+
+/// Reloads with this configuration, and waits until the status has been read anew.
+fn reload(gateway: &Gateway, configuration: &str, number: u8) {
+    let before = times_read(gateway, number);
+    fs::write(gateway.path("m2u.toml"), configuration).unwrap();
+    gateway.signal("HUP");
+    wait_until("another look at the status", || {
+        times_read(gateway, number) > before
+    });
+}
+
+fn release(feed: &mut Feed, session: &str) {
+    feed.done(&format!(
+        r#"{{"op":"release","source":"openvpn:north","session":"{session}"}}"#
+    ));
+}
+
+fn add(feed: &mut Feed, address: &str, name: &str, session: &str) {
+    feed.done(&format!(
+        r#"{{"op":"add","source":"openvpn:north","address":"{address}","common_name":"{name}","session":"{session}"}}"#
+    ));
+}
+
+/// By its status, a has 127.0.0.7; then hooks say that a has left, and that b has it.
+fn hand_over(gateway: &Gateway, routes: &[(&str, &str)]) -> Feed {
+    write_status(gateway, 1, routes);
+    let is_whose = whose("127.0.0.7", gateway.address());
+    assert_eq!(is_whose, Ok("press-07".to_owned()));
+    let mut feed = connect(gateway);
+    release(&mut feed, "a@1");
+    add(&mut feed, "127.0.0.7", "b", "b@2");
+    feed
+}
+
+#[test]
+fn a_reload_with_other_names_keeps_what_hooks_have_said() {
+    let upstream = Upstream::echo();
+    let with = |names: &str| configuration(&upstream.url(), "", names);
+    let gateway = Gateway::start(&with(A_AND_B));
+    let whose = |address| whose(address, gateway.address());
+    let routes = [("127.0.0.7", "a"), ("127.0.0.8", "b"), ("127.0.0.9", "c")];
+    let mut feed = hand_over(&gateway, &routes);
+    add(&mut feed, "127.0.0.10", "b", "b@2");
+    let known = ["127.0.0.7", "127.0.0.8", "127.0.0.10"];
+    // One name more: the status of before says whose its client's address is, and nothing else.
+    reload(
+        &gateway,
+        &with(&format!("{A_AND_B}, c = \"acme/press-09\"")),
+        1,
+    );
+    for address in known {
+        assert_eq!(whose(address), Ok("press-08".to_owned()), "{address}");
+    }
+    assert_eq!(whose("127.0.0.9"), Ok("press-09".to_owned()));
+    // A name that stands for another device: nobody says of now where that is.
+    let others = "a = \"acme/press-07\", b = \"acme/press-09\", c = \"acme/press-09\"";
+    reload(&gateway, &with(others), 1);
+    for address in known {
+        assert_eq!(whose(address), Err(503), "{address}");
+    }
+    assert_eq!(whose("127.0.0.9"), Ok("press-09".to_owned()));
+    write_status(&gateway, 2, &known.map(|address| (address, "b")));
+    for address in known {
+        assert_eq!(whose(address), Ok("press-09".to_owned()), "{address}");
+    }
+    assert_eq!(whose("127.0.0.9"), Err(403));
+    gateway.stop();
+}
