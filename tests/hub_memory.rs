@@ -1,5 +1,5 @@
-//! What hooks of an OpenVPN hub have said is never overruled by a status file that is older, also after
-//! a reload with other names.
+//! What hooks of an OpenVPN hub have said is never overruled by a status file that is older, whatever
+//! else was forgotten in between: by a reload with other names, or by a restart.
 
 #![allow(clippy::unwrap_used)]
 
@@ -132,4 +132,68 @@ fn a_reload_with_other_names_keeps_what_hooks_have_said() {
     }
     assert_eq!(whose("127.0.0.9"), Err(403));
     gateway.stop();
+}
+
+#[test]
+fn a_hub_that_comes_back_with_a_reload_is_not_known_by_a_status_of_before() {
+    let upstream = Upstream::echo();
+    let north = configuration(&upstream.url(), "", A_AND_B);
+    let gateway = Gateway::start(&north);
+    let whose = |address| whose(address, gateway.address());
+    drop(hand_over(&gateway, &[("127.0.0.7", "a")]));
+    let west = north.replace("\"north\"", "\"west\"");
+    reload(&gateway, &west, 1);
+    // It may be another one's status just as well.
+    assert_eq!(whose("127.0.0.7"), Err(503));
+    reload(&gateway, &north, 1);
+    assert_eq!(whose("127.0.0.7"), Err(503));
+    write_status(&gateway, 2, &[("127.0.0.7", "b")]);
+    assert_eq!(whose("127.0.0.7"), Ok("press-08".to_owned()));
+    gateway.stop();
+}
+
+#[test]
+fn a_start_that_remembers_nothing_waits_for_a_status_of_since_then() {
+    let upstream = Upstream::echo();
+    let journal = "journal = \"journal\"\n";
+    // Without a journal; with one that is gone, or empty, as after a full disk.
+    for (leases, left) in [("", None), (journal, None), (journal, Some(""))] {
+        let gateway = Gateway::start(&configuration(&upstream.url(), leases, A_AND_B));
+        let routes = [("127.0.0.7", "a"), ("127.8.0.0/16", "b")];
+        drop(hand_over(&gateway, &routes));
+        let gateway = gateway.crash_and_restart(|folder| {
+            let _ = fs::remove_file(folder.join("journal"));
+            if let Some(left) = left {
+                fs::write(folder.join("journal"), left).unwrap();
+            }
+            // However seldom the hub is asked, what it writes next is not waited for as long.
+            let text = fs::read_to_string(folder.join("m2u.toml")).unwrap();
+            let text = text.replace("poll = \"1s\"", "poll = \"60m\"");
+            fs::write(folder.join("m2u.toml"), text).unwrap();
+        });
+        let whose = |address| whose(address, gateway.address());
+        wait_until("the status", || times_read(&gateway, 1) > 0);
+        let mut feed = connect(&gateway);
+        let suspended = ["127.0.0.7 press-07", "127.8.0.0/16 press-08"];
+        let suspended = suspended.map(|lease| format!("{lease} suspended"));
+        assert_eq!(feed.leases(), suspended);
+        for address in ["127.0.0.7", "127.8.0.1", "127.99.0.1"] {
+            assert_eq!(whose(address), Err(503), "{address}");
+        }
+        // A hook speaks for what it says alone.
+        add(&mut feed, "127.0.0.8", "b", "b@3");
+        assert_eq!(whose("127.0.0.8"), Ok("press-08".to_owned()));
+        assert_eq!(whose("127.0.0.7"), Err(503));
+        let routes = [
+            ("127.0.0.7", "b"),
+            ("127.0.0.8", "b"),
+            ("127.8.0.0/16", "b"),
+        ];
+        write_status(&gateway, 2, &routes);
+        for address in ["127.0.0.7", "127.0.0.8", "127.8.0.1"] {
+            assert_eq!(whose(address), Ok("press-08".to_owned()), "{address}");
+        }
+        assert_eq!(whose("127.99.0.1"), Err(403));
+        gateway.stop();
+    }
 }

@@ -80,6 +80,31 @@ fn status(routes: &[(&str, &str)]) -> String {
 }
 
 #[test]
+fn what_a_hub_says_when_it_is_asked_is_believed_at_once() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("north.sock");
+    let hub = Hub::listen(UnixListener::bind(&socket).unwrap());
+    *hub.routes.lock().unwrap() = &[
+        ("127.0.0.7", "acme.press-07"),
+        ("127.8.0.0/16", "acme.press-08"),
+    ];
+    let devices = fleet("acme", &upstream.url(), &["press-07", "press-08"]);
+    // Once an hour: what it says at the start has to do.
+    let gateway = Gateway::start(&format!(
+        "{PREAMBLE}[leases]\n[[openvpn]]\nhub = \"north\"\nmanagement = \"{}\"\npoll = \"60m\"\n\
+         pattern = \"{{account}}.{{device}}\"\n{devices}",
+        socket.display(),
+    ));
+    for (address, device) in [("127.0.0.7", "press-07"), ("127.8.0.1", "press-08")] {
+        let known = Ok(device.to_owned());
+        wait_until("the report", || whose(address, gateway.address()) == known);
+    }
+    assert_eq!(hub.asked.load(Ordering::SeqCst), 1);
+    gateway.stop();
+}
+
+#[test]
 fn what_cannot_be_served_is_told_once_and_again_when_it_comes_back() {
     let upstream = Upstream::echo();
     let folder = tempfile::tempdir().unwrap();

@@ -111,6 +111,8 @@ struct World {
     visits: u64,
     /// A status that is being read: when it was written, and what it shows.
     report: Option<(u64, Vec<(IpNet, Client)>)>,
+    /// Nothing is known of the hub until a report of that time or later.
+    blind: Option<u64>,
 }
 
 fn session((device, visit): Client) -> String {
@@ -135,32 +137,36 @@ fn offer<'a>(network: IpNet, client: Client, session: &'a str) -> Offer<'a> {
     }
 }
 
+/// That of a gateway that starts at `now`, and remembers nothing.
+fn table_at(now: u64) -> LeaseTable {
+    let mut table = LeaseTable::new(0);
+    table.adopt(claims::acme(&DEVICES), Arc::default());
+    table.advance(now);
+    table.expect_reports(HUB).unwrap();
+    table
+}
+
 impl World {
     fn new() -> Self {
-        let mut table = LeaseTable::new(0);
-        assert!(
-            table
-                .adopt(claims::acme(&DEVICES), Arc::default())
-                .is_empty()
-        );
-        table.expect_reports(HUB).unwrap();
         Self {
             random: Random(SEED),
             hub: Hub {
                 epoch: 1,
                 ..Hub::default()
             },
-            table,
+            table: table_at(1_000),
             now: 1_000,
             visits: 0,
             report: None,
+            blind: Some(1_000),
         }
     }
 
     fn hook(&mut self) -> Hook {
         match self.random.below(10) {
             0 => Hook::Lost,
-            1 => Hook::GivenUp,
+            // Of a hub of which nothing is known, no takeover can be told from any other arrival.
+            1 if self.blind.is_none() => Hook::GivenUp,
             _ => Hook::Heard,
         }
     }
@@ -175,6 +181,7 @@ impl World {
             11..13 => self.forget(),
             13..15 => self.speak(),
             15 if self.random.below(20) == 0 => self.restart(),
+            15 if self.random.below(20) == 0 => self.crash(),
             _ => self.look(),
         }
     }
@@ -208,7 +215,14 @@ impl World {
             Hook::Heard | Hook::GivenUp => {
                 let offer = offer(network, client, &session);
                 let epoch = Some(self.hub.epoch);
-                self.table.add(HUB, epoch, &offer).is_ok()
+                let before = self.known_epoch();
+                let is_done = self.table.add(HUB, epoch, &offer).is_ok();
+                if self.known_epoch() > before {
+                    // Reports from before count for nothing, and what was known may be of another run.
+                    let is_known = self.blind.is_none() && before > 0;
+                    self.blind = (!is_known).then_some(self.now);
+                }
+                is_done
             }
         };
         let is_learnt = told && hook == Hook::Heard;
@@ -257,6 +271,17 @@ impl World {
         };
     }
 
+    /// The run of the hub that the gateway knows of; 0: none.
+    fn known_epoch(&self) -> u64 {
+        self.table.sources().next().unwrap().1
+    }
+
+    /// The gateway is killed, and starts without a journal; a status may have been written before.
+    fn crash(&mut self) {
+        self.table = table_at(self.now);
+        self.blind = Some(self.now);
+    }
+
     /// Begins to read the hub's status, or takes in what was read.
     fn look(&mut self) {
         let Some((as_of, seen)) = self.report.take() else {
@@ -273,6 +298,7 @@ impl World {
         let offers = &offers[..];
         let seen = Seen { offers, strangers };
         self.table.reconcile(HUB, as_of, &seen);
+        self.blind = self.blind.filter(|begun| as_of < *begun);
     }
 
     /// Who is taken for whom, address by address: how many are served, and what is wrong.

@@ -34,9 +34,16 @@ fn table() -> LeaseTable {
     let mut table = LeaseTable::new(2);
     table.adopt(acme(&["press", "mill", "saw"]), Arc::default());
     table.advance(1_000);
-    table.expect_reports(NORTH).unwrap();
-    table.expect_reports(SOUTH).unwrap();
+    for hub in [NORTH, SOUTH] {
+        begin(&mut table, hub);
+    }
     table
+}
+
+/// Takes a source for a hub, by whose first report nobody is connected.
+fn begin(table: &mut LeaseTable, hub: &str) {
+    table.expect_reports(hub).unwrap();
+    table.reconcile(hub, 1_000, &Seen::default());
 }
 
 /// What a hub says of a device: its session is called like it.
@@ -347,7 +354,8 @@ fn a_session_is_released_as_a_whole_and_no_other() {
     table.release_session("vpn", None, "press").unwrap();
     assert_eq!(table.len(), 1);
     // Of a run that is over, nothing is left to release.
-    add(&mut table, NORTH, OUTER, "press");
+    let outer = offer(0, OUTER, "press");
+    table.add(NORTH, Some(6), &outer).unwrap();
     table.add(NORTH, Some(7), &offer(0, BOTH, "press")).unwrap();
     let late = table.release_session(NORTH, Some(6), "press");
     assert_eq!(late.unwrap_err().token(), "out_of_order");
@@ -396,6 +404,59 @@ fn what_was_nobodys_in_a_network_is_nobodys_after_a_restart() {
 }
 
 #[test]
+fn before_the_first_report_on_a_hub_no_network_of_it_is_served() {
+    let mut table = LeaseTable::new(2);
+    table.adopt(acme(&["press", "mill", "saw"]), Arc::default());
+    for begun in [1_000, 3_000] {
+        table.advance(begun);
+        table.expect_reports(NORTH).unwrap();
+        add(&mut table, NORTH, OUTER, "press");
+        add(&mut table, NORTH, "10.8.0.7", "saw");
+        let waits = [(BOTH, UNCONFIRMED), ("10.8.0.7", Ok("saw"))];
+        assert_whose(&mut table, 0, &waits);
+        // One of before shows less than that.
+        report(&mut table, begun - 1, &[(OUTER, "press")]);
+        assert_whose(&mut table, 0, &waits);
+        table.advance(begun + 1_000);
+        // The hub alone knew who else was there.
+        let offers = &[offer(0, OUTER, "press"), offer(0, "10.8.0.7", "saw")];
+        let strangers = &[place(0, INNER)];
+        table.reconcile(NORTH, begun + 500, &Seen { offers, strangers });
+        let known = [(ALONE, Ok("press")), (BOTH, NOBODYS)];
+        assert_whose(&mut table, 0, &known);
+        // Given up and taken up again, it is as new.
+        table.forget_hub(NORTH);
+        assert_whose(&mut table, 0, &[(ALONE, NOBODYS)]);
+    }
+}
+
+#[test]
+fn the_first_run_that_a_hook_tells_of_may_be_the_reports_own_or_another() {
+    let mut table = table();
+    report(&mut table, 1_000, &[(INNER, "mill"), ("10.8.0.7", "saw")]);
+    table.advance(2_000);
+    table
+        .add(NORTH, Some(7), &offer(0, OUTER, "press"))
+        .unwrap();
+    let waits = [
+        (BOTH, UNCONFIRMED),
+        ("10.8.0.7", UNCONFIRMED),
+        (ALONE, Ok("press")),
+    ];
+    assert_whose(&mut table, 0, &waits);
+    let routes = [(INNER, "mill"), (OUTER, "press"), ("10.8.0.7", "saw")];
+    report(&mut table, 1_999, &routes);
+    assert_whose(&mut table, 0, &waits);
+    report(&mut table, 2_000, &routes);
+    assert_whose(&mut table, 0, &[("10.8.0.7", Ok("saw")), (BOTH, DISPUTED)]);
+    // Of the next one there is no doubt.
+    table
+        .add(NORTH, Some(8), &offer(0, "10.8.0.8", "saw"))
+        .unwrap();
+    assert_whose(&mut table, 0, &[("10.8.0.7", NOBODYS), (BOTH, NOBODYS)]);
+}
+
+#[test]
 fn a_hook_that_says_again_what_a_report_doubts_waits_for_the_next_one() {
     let mut table = table();
     table.advance(1_200);
@@ -436,7 +497,7 @@ fn narrow(leases: usize) -> LeaseTable {
     let mut table = LeaseTable::with_room_for(leases, 2);
     table.adopt(acme(&["press", "mill", "saw"]), Arc::default());
     table.advance(1_000);
-    table.expect_reports(NORTH).unwrap();
+    begin(&mut table, NORTH);
     table
 }
 

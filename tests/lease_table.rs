@@ -203,6 +203,7 @@ fn a_set_is_taken_in_whole_or_not_at_all() {
 #[test]
 fn what_was_seen_does_not_undo_what_was_said_since() {
     let mut table = table();
+    table.expect_reports("hub").expect("a source");
     table
         .add("hub", None, &offer("10.0.0.2", "mill"))
         .expect("free");
@@ -377,7 +378,7 @@ fn the_same_network_in_a_scope_and_in_all_is_one_devices() {
         table.add("south", None, &scoped(2, "saw")).is_err(),
         "all have mill"
     );
-    reconcile(&mut table, "south", 0, &[scoped(2, "saw")]);
+    reconcile(&mut table, "south", 1_000, &[scoped(2, "saw")]);
     assert_eq!(whose(&mut table, 2, "10.0.0.2"), Err(Unknown::Disputed));
     assert_eq!(whose(&mut table, 1, "10.0.0.2"), Ok("mill2".to_owned()));
     table
@@ -412,6 +413,7 @@ fn leases_follow_the_configuration() {
 #[test]
 fn a_report_from_after_the_last_sign_of_life_beats_what_is_remembered() {
     let mut table = table();
+    table.expect_reports("hub").expect("a source");
     table.forget_reports_before(900);
     remember(&mut table, "hub", 3, &[offer("10.0.0.2", "mill")]);
     // Made before that: what it lacks may have come since, and what it has may have ended.

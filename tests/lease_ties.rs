@@ -127,6 +127,53 @@ fn what_was_released_stays_so_however_many_old_reports_come() {
 }
 
 #[test]
+fn by_a_report_from_before_anything_is_remembered_nobody_is_served() {
+    let mut table = table();
+    table.add(HUB, None, &offer("10.0.0.3", "saw")).unwrap();
+    table.add(HUB, None, &offer("10.0.0.4", "saw")).unwrap();
+    release(&mut table, HUB, "10.0.0.4");
+    let stranger = [place(0, "10.0.0.5")];
+    let old = [
+        (PLACE, "mill"),
+        ("10.0.0.3", "mill"),
+        ("10.0.0.4", "mill"),
+        ("10.0.0.6", "ghost"),
+    ];
+    for _ in 0..2 {
+        let offers = &old.map(|(at, device)| offer(at, device));
+        let strangers = &stranger;
+        table.reconcile(HUB, 999, &Seen { offers, strangers });
+        for (address, expected) in [
+            (PLACE, Err(Unknown::Unconfirmed)),
+            ("10.0.0.5", Err(Unknown::Unconfirmed)),
+            ("10.0.0.6", Err(Unknown::Unconfirmed)),
+            // What hooks said since then stands.
+            ("10.0.0.3", Ok("saw")),
+            ("10.0.0.4", NOBODYS),
+        ] {
+            assert_whose(&mut table, (0, address), expected);
+        }
+        // Read again, it brings no news.
+        assert!(table.commit().is_none());
+    }
+    // Nor is anybody else's word worth less for it.
+    table.add("vpn", None, &offer("10.0.0.6", "saw")).unwrap();
+    assert_whose(&mut table, (0, "10.0.0.6"), Ok("saw"));
+    // A hook may have been given up: the report of since then tells.
+    table.add(HUB, None, &offer(PLACE, "saw")).unwrap();
+    assert_whose(&mut table, (0, PLACE), Err(Unknown::Unconfirmed));
+    report(&mut table, 1_000, &[(PLACE, "saw"), ("10.0.0.4", "mill")]);
+    for (address, expected) in [
+        (PLACE, Ok("saw")),
+        ("10.0.0.3", NOBODYS),
+        ("10.0.0.4", Ok("mill")),
+        ("10.0.0.5", NOBODYS),
+    ] {
+        assert_whose(&mut table, (0, address), expected);
+    }
+}
+
+#[test]
 fn what_was_said_since_a_report_was_made_beats_it() {
     let mut table = table();
     table.advance(2_000);

@@ -66,7 +66,10 @@ impl Registry {
         let alive = self.carry(&memory, &to, |_, place| {
             is_lost || torn == Some(Torn::Network(place.network))
         });
-        self.table.forget_reports_before(alive.unwrap_or(to.at_ms));
+        // A journal that says nothing is none: what hooks said is forgotten.
+        if memory.alive_ms > 0 {
+            self.table.forget_reports_before(alive.unwrap_or(to.at_ms));
+        }
         let recalled = self.table.publish_recalled(alive.unwrap_or_default());
         tell_recalled(&recalled, now(), news);
         if let Some(damage) = damage {

@@ -25,20 +25,47 @@ pub struct Seen<'a> {
 }
 
 /// What is kept of a source whose claims a hub reports on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reported {
     /// Where it has claims.
     pub(super) places: HashSet<Place>,
     /// When claims ended that a report may still have.
     pub(super) ended: HashMap<Place, UnixMs>,
-    /// No report has been taken in since a restart, in which it was forgotten what is nobody's in the
+    /// Since when it is remembered what the source says.
+    since: UnixMs,
+    /// What becomes of reports from before.
+    earlier: Earlier,
+    /// No report has been taken in since a start or a restart: it is not known what is nobody's in the
     /// networks of its clients.
     pub(super) is_forgetful: bool,
 }
 
+/// What becomes of a report that was made before it is remembered what its source says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Earlier {
+    /// Hooks may have said otherwise since, and that is forgotten: nobody is served by it.
+    Doubted,
+    /// What they said by then is known as well, from before a restart: it says nothing more.
+    Ignored,
+}
+
+impl Reported {
+    /// Of a source of which nothing is known at `now`.
+    fn new(now: UnixMs) -> Self {
+        Self {
+            places: HashSet::new(),
+            ended: HashMap::new(),
+            since: now,
+            earlier: Earlier::Doubted,
+            is_forgetful: true,
+        }
+    }
+}
+
 impl LeaseTable {
     /// Takes `source` for a hub: remembers what it takes back, for a report may have been made before,
-    /// and serves nobody where networks of two of its devices overlap.
+    /// and serves nobody where networks of two of its devices overlap; nor in any network that a hook
+    /// tells of before the first report.
     ///
     /// # Errors
     /// [`Refused::Source`]
@@ -56,8 +83,9 @@ impl LeaseTable {
         for place in &places {
             self.mark_stale(*place, source);
         }
-        let reported = &mut self.sources[source.0 as usize].reported;
-        reported.get_or_insert_default().places.extend(places);
+        let mut reported = Reported::new(self.claims.now);
+        reported.places.extend(places);
+        self.sources[source.0 as usize].reported = Some(reported);
         Ok(())
     }
 
@@ -75,6 +103,19 @@ impl LeaseTable {
         self.claims.nested.remove_hub(source);
         let reported = self.sources[source.0 as usize].reported.take();
         self.ended -= reported.map_or(0, |reported| reported.ended.len());
+    }
+
+    /// What hubs said by the time of `alive` is remembered from before a restart: reports that were made
+    /// earlier count for nothing, and later ones for as much as any.
+    pub fn forget_reports_before(&mut self, alive: UnixMs) {
+        for reported in self
+            .sources
+            .iter_mut()
+            .filter_map(|source| source.reported.as_mut())
+        {
+            reported.since = alive;
+            reported.earlier = Earlier::Ignored;
+        }
     }
 
     /// Ends the claims of `source`, a hub, of whose session, account and device it `is_said` no longer:
@@ -97,8 +138,9 @@ impl LeaseTable {
 
     /// Brings the claims of `source`, which is a hub, in line with what was `seen` of it at `as_of`;
     /// what it said and took back since then stays, and what was seen of an earlier run counts for
-    /// nothing. What contradicts other sources, or lies in another device's network, is taken in as
-    /// well: nobody is served there until they agree. Answers what could not be served.
+    /// nothing. By what was seen before anything is remembered of the hub nobody is served. What
+    /// contradicts other sources, or lies in another device's network, is taken in as well: nobody is
+    /// served there until they agree. Answers what could not be served.
     pub fn reconcile(&mut self, source: &str, as_of: UnixMs, seen: &Seen<'_>) -> Vec<Refused> {
         let mut refused = Vec::new();
         if let Err(error) = self.expect_reports(source) {
@@ -106,10 +148,16 @@ impl LeaseTable {
         }
         let source = self.by_name[source];
         let known = &mut self.sources[source.0 as usize];
-        if as_of < known.begun.max(self.reports_from) {
+        let reported = known.reported.as_mut().expect("it is a hub");
+        if as_of < known.begun {
             return refused;
         }
-        let reported = known.reported.get_or_insert_default();
+        if as_of < reported.since {
+            if reported.earlier == Earlier::Doubted {
+                self.doubt(source, as_of, seen);
+            }
+            return refused;
+        }
         let mut ended = mem::take(&mut reported.ended);
         self.ended -= ended.len();
         ended.retain(|_, at| *at > as_of);
@@ -169,11 +217,40 @@ impl LeaseTable {
             self.mark_stale(place, source);
         }
         let reported = &mut self.sources[source.0 as usize].reported;
-        let reported = reported.get_or_insert_default();
+        let reported = reported.as_mut().expect("it is a hub");
         reported.ended = ended;
         reported.is_forgetful = false;
         refused.extend(offers.iter().filter_map(|offer| self.nested(offer.place)));
         refused
+    }
+
+    /// Keeps what was `seen` of `source` from everybody, where nothing else is known of it, until a report
+    /// says whose it is that was made since anything is remembered.
+    fn doubt(&mut self, source: SourceId, as_of: UnixMs, seen: &Seen<'_>) {
+        let strangers = seen.strangers.iter().map(|place| (*place, None));
+        let offers = seen.offers.iter().map(|offer| (offer.place, Some(offer)));
+        for (place, offer) in offers.chain(strangers) {
+            let reported = self.sources[source.0 as usize].reported.as_ref();
+            let since = reported.map_or(0, |reported| reported.since);
+            let is_known = reported.is_some_and(|reported| {
+                reported.places.contains(&place) || reported.ended.contains_key(&place)
+            });
+            if is_known || self.claims.nested.is_withheld_for(place, source) {
+                continue;
+            }
+            let device = offer.and_then(|offer| self.claims.find(offer).ok());
+            let device = device.filter(|_| self.check_room_for_one().is_ok());
+            match (offer, device) {
+                (Some(offer), Some(device)) => {
+                    self.put(source, offer, device, as_of);
+                    self.await_report(place, source);
+                }
+                _ => {
+                    self.claims.nested.withhold(place, source, Why::Left(since));
+                    self.mark_stale(place, source);
+                }
+            }
+        }
     }
 
     /// Why nobody is served at `place`, if that is because it lies in another device's network.

@@ -67,8 +67,6 @@ pub struct LeaseTable {
     pub(super) timers: BTreeSet<(UnixMs, Place, SourceId)>,
     pub(super) touched: Vec<(Place, SourceId)>,
     pub(super) begun: Vec<SourceId>,
-    /// When the oldest report was made that counts.
-    pub(super) reports_from: UnixMs,
     /// Places whose published state may have to change.
     pub(super) stale: BTreeSet<Place>,
     pub(super) revision: u64,
@@ -384,12 +382,6 @@ impl LeaseTable {
         Ok(())
     }
 
-    /// Reports that were made before `alive`, when this process's forerunner was at work last, count
-    /// for nothing: what ended shortly before that is forgotten.
-    pub fn forget_reports_before(&mut self, alive: UnixMs) {
-        self.reports_from = alive;
-    }
-
     /// Notes the newest run of a source, as remembered from before a restart.
     pub fn restore_epoch(&mut self, source: &str, epoch: u64) {
         if let Ok(source) = self.source(source) {
@@ -559,9 +551,19 @@ impl LeaseTable {
 
     /// Ends what `source` claimed in earlier runs than `epoch`.
     fn begin_epoch(&mut self, source: SourceId, epoch: Option<u64>) {
-        if self.note_epoch(source, epoch) {
-            self.overtake_set(source);
-            self.end(&self.places_of(source), source);
+        let is_first = self.sources[source.0 as usize].epoch == 0;
+        if !self.note_epoch(source, epoch) {
+            return;
+        }
+        self.overtake_set(source);
+        let places = self.places_of(source);
+        if is_first && self.claims.nested.is_hub(source) {
+            // Reports do not tell of which run they are: it may be this one, and its clients are there.
+            for place in places {
+                self.await_report(place, source);
+            }
+        } else {
+            self.end(&places, source);
         }
     }
 

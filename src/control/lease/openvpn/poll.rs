@@ -3,7 +3,7 @@
 //! A hub that hangs keeps no other waiting. Prints nothing: what is worth telling comes out with a
 //! report, or in its place, and once only.
 
-use std::{fmt, mem, sync::Arc};
+use std::{fmt, mem, sync::Arc, time::SystemTime};
 
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
@@ -129,13 +129,19 @@ impl Hubs {
     }
 }
 
-/// Asks one hub until nobody listens any more.
+/// Asks one hub until nobody listens any more. One whose status was written before is soon asked
+/// again: until it has written it anew, much of it may not be served.
 async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
+    let begun = SystemTime::now();
     let mut problems = Told::default();
     let mut failure = Told::default();
     loop {
+        let mut pause = hub.poll;
         let news = match report(&hub).await {
             Ok(mut report) => {
+                if report.as_of < begun {
+                    pause = pause.min(limits::HUB_POLL_FLOOR);
+                }
                 failure.news(Vec::new());
                 report.problems = problems.news(report.problems);
                 Some(Heard::Report(report))
@@ -155,7 +161,7 @@ async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
         {
             return;
         }
-        sleep(hub.poll).await;
+        sleep(pause).await;
     }
 }
 
