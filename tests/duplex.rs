@@ -189,8 +189,9 @@ fn a_request_that_fails_cuts_an_answer_off_that_lasts_until_the_close() {
     gateway.stop();
 }
 
-/// Uploads so many chunks that nobody reads; answers what of the answer has come by its end.
-fn upload_for_nobody(gateway: &Gateway, chunks: usize) -> Vec<u8> {
+/// Uploads so many chunks that nobody reads; answers what of the answer has come by its end, having told
+/// of each piece.
+fn upload_for_nobody(gateway: &Gateway, chunks: usize, heard: impl Fn()) -> Vec<u8> {
     let mut press = Device::connect(PRESS, gateway.address());
     press.send(POST_CHUNKED);
     let sender = std::thread::spawn({
@@ -199,7 +200,13 @@ fn upload_for_nobody(gateway: &Gateway, chunks: usize) -> Vec<u8> {
         let chunk = [&b"ea60\r\n"[..], &[b'x'; 60_000], b"\r\n"].concat();
         move || (0..chunks).all(|_| stream.write_all(&chunk).is_ok())
     });
-    let rest = press.receive_rest().unwrap_or_default();
+    let mut rest = Vec::new();
+    while let Ok(piece) = press.receive_piece()
+        && !piece.is_empty()
+    {
+        rest.extend(piece);
+        heard();
+    }
     drop(press);
     sender.join().unwrap();
     rest
@@ -216,7 +223,7 @@ fn half_an_answer_is_no_whole_one_because_the_upload_met_the_reset_first() {
     });
     let gateway = Gateway::with(&acme(&upstream.url()));
     for _ in 0..10 {
-        let rest = upload_for_nobody(&gateway, 1_000);
+        let rest = upload_for_nobody(&gateway, 1_000, || ());
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", rest.escape_ascii());
     }
     gateway.stop();
@@ -224,14 +231,16 @@ fn half_an_answer_is_no_whole_one_because_the_upload_met_the_reset_first() {
 
 #[test]
 fn an_answer_that_the_gateway_ended_for_the_uploads_sake_is_no_whole_one() {
-    let upstream = Upstream::start(|conversation| {
+    let (hear, heard) = std::sync::mpsc::channel();
+    let heard = std::sync::Mutex::new(heard);
+    let upstream = Upstream::start(move |conversation| {
         conversation.head()?;
         conversation.write("HTTP/1.1 200 OK\r\n\r\nhalf of")?;
-        // Goes on with it, reads nothing, and meets the end that the gateway makes of that.
-        loop {
-            std::thread::sleep(std::time::Duration::from_millis(50));
+        // Goes on as the device hears it, reads nothing, and meets the end that the gateway makes of that.
+        while heard.lock().unwrap().recv().is_ok() {
             conversation.write(".")?;
         }
+        Ok(())
     });
     let configuration = format!(
         "{}[timeouts]\nbody = \"1s\"\n{}",
@@ -239,7 +248,8 @@ fn an_answer_that_the_gateway_ended_for_the_uploads_sake_is_no_whole_one() {
         acme(&upstream.url())
     );
     let gateway = Gateway::start(&configuration);
-    let rest = upload_for_nobody(&gateway, 1_000);
+    let rest = upload_for_nobody(&gateway, 1_000, || hear.send(()).unwrap_or_default());
+    drop(hear);
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", rest.escape_ascii());
     let cut_off = || gateway.counts().get("failed.response_incomplete") == Some(&1);
     wait_until("the count", cut_off);
@@ -257,7 +267,7 @@ fn an_early_answer_that_ends_in_order_is_whole() {
     });
     let gateway = Gateway::with(&acme(&upstream.url()));
     for _ in 0..10 {
-        let rest = upload_for_nobody(&gateway, 100);
+        let rest = upload_for_nobody(&gateway, 100, || ());
         assert!(
             rest.ends_with(b"3\r\nno\n\r\n0\r\n\r\n"),
             "{}",

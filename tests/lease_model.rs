@@ -225,12 +225,13 @@ fn stamped(device: u32) -> String {
 }
 
 /// What a request from `address` is answered on `connection`, which is made if there is none; it
-/// may have been closed because its lease moved.
+/// may have been closed because its lease moved, or is told so and ends.
 fn ask(connection: &mut Option<Device>, address: u32, gateway: &Gateway) -> Option<String> {
     const REQUEST: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
     if let Some(device) = connection
         && device.send_if_wanted(REQUEST).is_ok()
         && let Ok(answer) = device.receive_answer(false)
+        && answer.status() != 503
     {
         return text_of(&answer, connection);
     }
