@@ -254,8 +254,9 @@ impl Device {
         {
             self.read_proxy_header(shard).await?;
         }
+        // Before it waits for anything else: the address may be another's by then.
+        self.recognise(shard);
         if let Some(charged) = admitted.charge(self.source) {
-            self.recognise(shard);
             return Ok(charged);
         }
         // A device that has just got its last answer may come again before a sweep has found that the
@@ -265,7 +266,6 @@ impl Device {
             shard.deadlines.turns.wait(2).await;
             let admitted = shard.admission.admit();
             if let Some(charged) = admitted.and_then(|admitted| admitted.charge(self.source)) {
-                self.recognise(shard);
                 return Ok(charged);
             }
         }
