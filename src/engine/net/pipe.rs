@@ -193,12 +193,16 @@ impl Splice {
                 Ok(_) => io::ErrorKind::WriteZero.into(),
                 Err(error) => error,
             };
-            let error = if watch.write_expired() {
-                StreamError::TimedOut
-            } else {
-                error.into()
-            };
             let began = self.held < received;
+            let error = match error.kind() {
+                _ if watch.write_expired() => StreamError::TimedOut,
+                // One splice(2) is several sends inside. A reset that the second meets is not told, as the
+                // first has moved something, and the next call meets a mere end.
+                io::ErrorKind::BrokenPipe if began => {
+                    io::Error::from(io::ErrorKind::ConnectionReset).into()
+                }
+                _ => error.into(),
+            };
             break Err(WriteError { error, began });
         };
         watch.set_write(Due::NEVER);
@@ -216,9 +220,11 @@ impl Splice {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs::File,
         future::{Future, poll_fn},
         io::{Read, Write},
         net,
+        os::fd::AsRawFd,
         pin::pin,
         task::Poll,
         thread,
@@ -288,6 +294,35 @@ mod tests {
             assert!(waited <= 2 * TURN, "{waited} pieces");
             splice.end(&pipes);
             device.join().expect("it ended").expect("all of it");
+        });
+    }
+
+    /// The server's host answers the first segment with a reset, which the second of one call's sends meets.
+    #[test]
+    fn a_reset_amid_a_call_is_no_orderly_end() {
+        on_a_ring(async {
+            let deadlines = Deadlines::new();
+            let (source, _source, _device) = socket(&deadlines);
+            let listener = net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+            sys::defer_accept(listener.as_raw_fd());
+            let sink = net::TcpStream::connect(listener.local_addr().expect("bound"));
+            let sink = TcpStream::from_std(sink.expect("connect")).expect("the ring takes it");
+            let (_sink, sink, _) = stream::split(sink, &deadlines);
+            drop(listener);
+            let splice = Splice::begin(&Pipes::default(), source.share(), sink.share());
+            let mut splice = splice.expect("descriptors are left");
+            let mut begin =
+                File::from(splice.pipe.begin.try_clone().expect("descriptors are left"));
+            let piece = vec![b'x'; limits::PIPE_BYTES];
+            begin.write_all(&piece).expect("the pipe has room");
+            splice.held = piece.len();
+            let failed = splice.send_all(LONG).await.expect_err("nobody is there");
+            assert!(failed.began, "{failed:?}");
+            assert!(
+                matches!(&failed.error, StreamError::Io(error)
+                    if error.kind() == io::ErrorKind::ConnectionReset),
+                "{failed:?}"
+            );
         });
     }
 

@@ -192,6 +192,19 @@ pub fn set_low_water(fd: RawFd, bytes: usize) {
     unsafe { libc::setsockopt(fd, level, option, (&raw const bytes).cast(), length) };
 }
 
+/// Has a listener's system take a connection up only when its first bytes come (`TCP_DEFER_ACCEPT`,
+/// tcp(7)): where the listener is gone by then, it answers them with a reset.
+#[cfg(test)]
+pub fn defer_accept(fd: RawFd) {
+    let seconds: libc::c_int = 60;
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+    // SAFETY: the number lives on our stack for the whole call, and its length is given.
+    let outcome =
+        unsafe { libc::setsockopt(fd, level, option, (&raw const seconds).cast(), length) };
+    assert_eq!(outcome, 0);
+}
+
 /// Finishes a nonblocking connect: tells its outcome, and makes the socket a blocking one, as those
 /// are that were accepted.
 ///
