@@ -209,6 +209,62 @@ fn a_repeatable_request_is_repeated_once_on_a_fresh_connection() {
     }
 }
 
+/// Answers the first request of the first connection, and then says that it has waited long enough, for the
+/// second one was on its way.
+fn tires(farewell: &'static str) -> impl Fn(&mut Conversation) -> Step + Send + Sync {
+    move |conversation| {
+        if conversation.number > 1 {
+            return upstream::echo(conversation);
+        }
+        conversation.request()?;
+        conversation.answer("first")?;
+        conversation.request()?;
+        conversation.write(farewell)?;
+        conversation.cut()
+    }
+}
+
+#[test]
+fn a_repeatable_request_that_crosses_a_servers_timeout_is_repeated() {
+    const TIRED: &str = "HTTP/1.1 408 Request Timeout\r\n\
+        Connection: close\r\nContent-Length: 0\r\n\r\n";
+    const KEPT: &str = "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n";
+    const BUSY: &str = "HTTP/1.1 102 Processing\r\n\r\n\
+        HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    for (request, farewell, status, connections) in [
+        (GET, TIRED, 200, 2),
+        // What it says may be an answer to this one.
+        (GET, KEPT, 408, 1),
+        (GET, BUSY, 408, 1),
+        (POST, TIRED, 408, 1),
+    ] {
+        let upstream = Upstream::start(tires(farewell));
+        let gateway = gateway("", &acme(&upstream.url()));
+        succeed(&gateway, PRESS, GET);
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(request);
+        let answer = loop {
+            let answer = press.receive();
+            if answer.status() != 102 {
+                break answer;
+            }
+        };
+        assert_eq!(answer.status(), status, "{farewell}");
+        assert_eq!(upstream.connections(), connections, "{farewell}");
+        gateway.stop();
+    }
+    // A fresh connection has not waited for anything.
+    let upstream = Upstream::start(|conversation| {
+        conversation.request()?;
+        conversation.write(TIRED)
+    });
+    let gateway = gateway("", &acme(&upstream.url()));
+    let answer = device::ask(PRESS, gateway.address(), GET);
+    assert_eq!(answer.status(), 408);
+    assert_eq!(upstream.connections(), 1);
+    gateway.stop();
+}
+
 #[test]
 fn a_request_that_may_have_been_carried_out_is_not_repeated() {
     for method in ["POST", "PATCH", "get", "PROPFIND"] {

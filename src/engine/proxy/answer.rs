@@ -182,6 +182,12 @@ impl<'a> Answer<'a> {
                 Ok(Some(length)) if length <= head_bytes_max => {
                     self.take_burst().await;
                     match self.hear(length, outbox).map_err(NoHead::Failed)? {
+                        // It had given up waiting before the request reached it (RFC 9110 §15.5.9).
+                        Heard::Final(Start {
+                            status: 408,
+                            upstream: Persist::Close,
+                            ..
+                        }) if repeatable && interims == 0 => return Err(NoHead::Unanswered),
                         Heard::Final(start) => return Ok(start),
                         Heard::Interim { .. } => interims += 1,
                     }
