@@ -28,6 +28,11 @@ pub const POOL_PER_SERVER_DEFAULT: usize = 32;
 /// Idle upstream connections of one core, all servers together.
 pub const POOL_PER_CORE_MAX: usize = 4_096;
 
+/// How long after it was made an upstream connection takes requests: a server that has moved behind its
+/// address (a load balancer's) gets them in the end, and one whose answers have fallen out of step with the
+/// requests does no harm for longer. As nginx has it (`keepalive_time`).
+pub const UPSTREAM_CONNECTION_AGE_MAX: Duration = Duration::from_secs(3_600);
+
 /// Bytes of a line that a feed may send.
 pub const FEED_LINE_BYTES_MAX: usize = 4_096;
 /// Addresses of a line.

@@ -243,7 +243,7 @@ impl Deadlines {
     /// A core that was not given its processor for a while finds everything overdue that others did
     /// in time, and even what it began a moment ago by its stale clock. So its own standstill counts
     /// as a step, not as anybody's silence.
-    pub(super) fn sweep_at(&self, instant: Instant) {
+    pub(in crate::engine) fn sweep_at(&self, instant: Instant) {
         let passed = instant.saturating_duration_since(self.swept.replace(instant));
         let step = passed.min(STEP_MAX).as_micros() as u64 + self.rest_us.get();
         self.rest_us.set(step % 1_000);

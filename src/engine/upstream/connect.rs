@@ -119,7 +119,14 @@ pub async fn connect(
             let share = left / (upstream.addresses.len() - tried) as u32;
             let share = share.max(SHARE_MIN).min(left);
             match connect_to(address, upstream, deadlines, share).await {
-                Ok(stream) => return Ok(Connection { stream, address }),
+                Ok(stream) => {
+                    let retires = deadlines.due_in(limits::UPSTREAM_CONNECTION_AGE_MAX);
+                    return Ok(Connection {
+                        stream,
+                        address,
+                        retires,
+                    });
+                }
                 Err(error) => error.into(),
             }
         } else {

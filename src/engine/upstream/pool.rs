@@ -47,6 +47,8 @@ pub struct Connection {
     pub stream: Stream,
     /// One of the server's addresses when it was made.
     pub address: SocketAddr,
+    /// From when on it takes no further request.
+    pub retires: Due,
 }
 
 impl Pools {
@@ -109,11 +111,12 @@ impl Pools {
         None
     }
 
-    /// Keeps a connection for at most `idle_max`, or lets it go where there is no room.
+    /// Keeps a connection for at most `idle_max`, or lets it go where there is no room, or it is too old.
     pub fn put(&self, pool: PoolId, mut connection: Connection, idle_max: Duration) {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.entry(pool).or_default();
-        if waiting.len() >= self.per_server_max || self.count.get() >= self.total_max {
+        let has_room = waiting.len() < self.per_server_max && self.count.get() < self.total_max;
+        if !has_room || self.deadlines.is_past(connection.retires) {
             return connection.stream.close();
         }
         connection.stream.reader.park();
@@ -162,5 +165,56 @@ impl Pools {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        net::{self, Ipv4Addr},
+        time::Instant,
+    };
+
+    use monoio::net::TcpStream;
+
+    use super::*;
+    use crate::{config::settings::Tuning, engine::worker};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_connection_past_its_age_takes_no_further_request() {
+        let runtime = worker::build_runtime(&Tuning::default());
+        runtime.expect("a ring").block_on(async {
+            let deadlines = Deadlines::new();
+            let pools = Pools::new(&deadlines, 8, 8);
+            let listener = net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+            let address = listener.local_addr().expect("bound");
+            let old = deadlines.due_in(Duration::ZERO);
+            let mut now = Instant::now();
+            while !deadlines.is_past(old) {
+                now += Duration::from_millis(10);
+                deadlines.sweep_at(now);
+            }
+            let put = |retires| {
+                let socket = net::TcpStream::connect(address).expect("connect");
+                let socket = TcpStream::from_std(socket).expect("the ring takes it");
+                let stream = Stream::plain(socket, &deadlines);
+                let connection = Connection {
+                    stream,
+                    address,
+                    retires,
+                };
+                pools.put(PoolId(1), connection, LONG);
+                listener.accept().expect("accept").0
+            };
+            let _young = put(deadlines.due_in(LONG));
+            assert_eq!(pools.len(), 1);
+            let mut server = put(old);
+            assert_eq!(pools.len(), 1);
+            assert_eq!(server.read(&mut [0]).expect("an end"), 0);
+            pools.clear();
+        });
     }
 }
