@@ -155,8 +155,13 @@ pub const PARKED_BYTES: usize = 2_048;
 /// for the size lines of chunks.
 pub const PARKED_FULL_BYTES: usize = PARKED_BYTES - 64;
 /// Bytes of a relay buffer if no flag says: body bytes that one receive takes at most. A direction
-/// of an exchange holds one at most, and only after a receive filled a small buffer.
-pub const RELAY_BYTES_DEFAULT: usize = 65_536;
+/// of an exchange holds one at most, and only after a receive filled a small buffer. What it sends is one
+/// packet of the largest that the kernel builds (64 KiB with its headers); 65,536 would leave a short one.
+pub const RELAY_BYTES_DEFAULT: usize = 61_440;
+/// Bytes of a relay buffer if no flag says, where the server's side is TLS: as many whole records as one
+/// receive of a fast body brings, so that they go on by one send.
+pub const TLS_RELAY_BYTES_DEFAULT: usize =
+    BATCH_BYTES / TLS_WIRE_RECORD_BYTES_MAX * TLS_RECORD_BYTES;
 /// Bytes of the smallest relay buffer.
 pub const RELAY_BYTES_FLOOR: usize = 4_096;
 /// Bytes of the largest relay buffer.

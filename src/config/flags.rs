@@ -72,7 +72,7 @@ pub struct Overrides {
     pub defer_taskrun: Option<Switch>,
 
     /// Bytes of a relay buffer, which one receive of a body takes at most, 4096 to 1048576
-    /// [default: 65536]
+    /// [default: 61440, and 114688 where the server's side is TLS]
     #[arg(long, value_name = "BYTES", value_parser = relay_bytes, help_heading = "Tuning")]
     pub relay_bytes: Option<usize>,
 
@@ -116,6 +116,7 @@ impl Overrides {
                 .defer_taskrun
                 .map_or(default.defer_taskrun, |switch| switch == Switch::On),
             relay_bytes: self.relay_bytes.unwrap_or(default.relay_bytes),
+            tls_relay_bytes: self.relay_bytes.unwrap_or(default.tls_relay_bytes),
             splice_bytes: self.splice_threshold.unwrap_or(default.splice_bytes),
             pool_per_core: self.pool_per_core.unwrap_or(default.pool_per_core),
             nameserver: self.nameserver.or(default.nameserver),

@@ -462,6 +462,8 @@ pub struct Tuning {
     pub defer_taskrun: bool,
     /// Bytes of a relay buffer.
     pub relay_bytes: usize,
+    /// Bytes of a relay buffer where the server's side is TLS.
+    pub tls_relay_bytes: usize,
     /// Bytes of a plain body still to come from which on it is moved inside the kernel.
     pub splice_bytes: u64,
     /// Idle upstream connections of one core, all servers together.
@@ -477,6 +479,7 @@ impl Default for Tuning {
             ring_entries: limits::RING_ENTRIES_DEFAULT,
             defer_taskrun: true,
             relay_bytes: limits::RELAY_BYTES_DEFAULT,
+            tls_relay_bytes: limits::TLS_RELAY_BYTES_DEFAULT,
             splice_bytes: limits::SPLICE_BYTES_DEFAULT,
             pool_per_core: limits::POOL_PER_CORE_MAX,
             nameserver: None,

@@ -1,10 +1,11 @@
 //! The data plane: one thread a core; never blocks, never resolves names, never logs with a lock.
 //!
-//! Imports run one way: `http1`, `net` <- `upstream`, `admission` <- `shard` <- `proxy` <-
+//! Imports run one way: `http1`, `net` <- `upstream`, `admission`, `buffers` <- `shard` <- `proxy` <-
 //! `worker`. [`Engine`] starts the workers and stops them; it is all that the rest of the program
 //! knows of this zone.
 
 pub mod admission;
+pub mod buffers;
 pub mod http1;
 pub mod net;
 pub mod proxy;

@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     admission::Admission,
+    buffers::Buffers,
     http1::rewrite::REQUEST_ID_BYTES,
     net::{deadline::Deadlines, pipe::Pipes},
     upstream::pool::Pools,
@@ -87,7 +88,7 @@ impl Shard {
         let newest = Rc::new(Arc::clone(subscriber.load()));
         Rc::new(Self {
             pools: Pools::new(&deadlines, limits.pool_per_server, tuning.pool_per_core),
-            buffers: Buffers::new(tuning.relay_bytes, limits.head_bytes),
+            buffers: Buffers::new(tuning, limits.head_bytes),
             pipes: Pipes::default(),
             splice_bytes: tuning.splice_bytes,
             deadlines,
@@ -269,127 +270,6 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Spare buffers of two sizes: one to park a silent connection on, one to move bodies with.
-#[derive(Debug)]
-pub struct Buffers {
-    parked: RefCell<Spares>,
-    relay: RefCell<Spares>,
-    relay_bytes: usize,
-    relay_capacity: usize,
-}
-
-/// Spare buffers of one size.
-#[derive(Debug)]
-struct Spares {
-    buffers: Vec<Vec<u8>>,
-    /// How many of them nothing has needed since the last sweep.
-    unused: usize,
-}
-
-impl Spares {
-    fn new() -> Self {
-        Self {
-            buffers: Vec::with_capacity(limits::SPARE_BUFFERS_MAX),
-            unused: 0,
-        }
-    }
-
-    fn take(&mut self) -> Option<Vec<u8>> {
-        let buffer = self.buffers.pop();
-        self.unused = self.unused.min(self.buffers.len());
-        buffer
-    }
-
-    fn put(&mut self, mut buffer: Vec<u8>) {
-        if self.buffers.len() < limits::SPARE_BUFFERS_MAX {
-            buffer.clear();
-            self.buffers.push(buffer);
-        }
-    }
-
-    /// Frees some of those that nothing needs; after a flood, all but a few within seconds.
-    fn sweep(&mut self) {
-        let excess = self.unused.saturating_sub(limits::SPARE_BUFFERS_FLOOR);
-        let kept = self.buffers.len() - excess.div_ceil(16);
-        self.buffers.truncate(kept);
-        self.unused = kept;
-    }
-}
-
-impl Buffers {
-    fn new(relay_bytes: usize, head_bytes: usize) -> Self {
-        Self {
-            parked: RefCell::new(Spares::new()),
-            relay: RefCell::new(Spares::new()),
-            relay_bytes,
-            relay_capacity: relay_bytes.max(head_bytes) + limits::HEAD_GROWTH_BYTES_MAX,
-        }
-    }
-
-    /// Body bytes that one receive takes at most.
-    pub fn relay_bytes(&self) -> usize {
-        self.relay_bytes
-    }
-
-    /// An empty buffer for a connection that waits for a request.
-    pub fn take_parked(&self) -> Vec<u8> {
-        let spare = self.parked.borrow_mut().take();
-        spare.unwrap_or_else(|| Vec::with_capacity(limits::PARKED_BYTES))
-    }
-
-    /// An empty buffer with room for a rewritten head, or for a piece of a body.
-    pub fn take_relay(&self) -> Vec<u8> {
-        let spare = self.relay.borrow_mut().take();
-        spare.unwrap_or_else(|| Vec::with_capacity(self.relay_capacity))
-    }
-
-    /// An empty buffer in place of `buffer`, for the next receive of a connection of which the last
-    /// one brought `received` bytes: small until a small one was filled, so that whoever trickles
-    /// holds little; at most one receive more for a whole body.
-    pub fn refit(&self, mut buffer: Vec<u8>, received: usize) -> Vec<u8> {
-        let is_brisk = received >= limits::PARKED_FULL_BYTES;
-        let capacity = if is_brisk {
-            self.relay_capacity
-        } else {
-            limits::PARKED_BYTES
-        };
-        if buffer.capacity() == capacity {
-            buffer.clear();
-            return buffer;
-        }
-        self.put(buffer);
-        if is_brisk {
-            self.take_relay()
-        } else {
-            self.take_parked()
-        }
-    }
-
-    /// A buffer with more room for what is in `buffer`, which is full.
-    pub fn enlarge(&self, buffer: Vec<u8>) -> Vec<u8> {
-        let mut larger = self.take_relay();
-        larger.extend_from_slice(&buffer);
-        self.put(buffer);
-        larger
-    }
-
-    /// Takes a buffer of either size back; whichever grew or is one too many is freed.
-    pub fn put(&self, buffer: Vec<u8>) {
-        let spares = match buffer.capacity() {
-            limits::PARKED_BYTES => &self.parked,
-            capacity if capacity == self.relay_capacity => &self.relay,
-            _ => return,
-        };
-        spares.borrow_mut().put(buffer);
-    }
-
-    /// Frees what nothing needs any more; called every tick.
-    fn sweep(&self) {
-        self.parked.borrow_mut().sweep();
-        self.relay.borrow_mut().sweep();
-    }
-}
-
 /// Request ids: a random prefix for each core, then a count.
 #[derive(Debug)]
 struct RequestIds {
@@ -436,57 +316,5 @@ mod tests {
         assert_ne!(first, second);
         assert!(first.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
         assert_ne!(RequestIds::new().next(), first);
-    }
-
-    #[test]
-    fn buffers_come_back_empty_and_only_in_their_size() {
-        let buffers = Buffers::new(65_536, 16_384);
-        let mut relay = buffers.take_relay();
-        relay.extend_from_slice(b"a device's secret");
-        let address = relay.as_ptr();
-        buffers.put(relay);
-        buffers.put(Vec::with_capacity(77));
-        let again = buffers.take_relay();
-        assert_eq!((again.as_ptr(), again.len()), (address, 0));
-        assert!(
-            buffers.relay.borrow().buffers.is_empty() && buffers.parked.borrow().buffers.is_empty()
-        );
-    }
-
-    #[test]
-    fn a_buffer_is_large_only_after_a_small_one_was_filled() {
-        let buffers = Buffers::new(65_536, 16_384);
-        let capacity = |received| buffers.refit(Vec::new(), received).capacity();
-        assert_eq!(capacity(0), limits::PARKED_BYTES);
-        assert_eq!(
-            capacity(limits::PARKED_FULL_BYTES - 1),
-            limits::PARKED_BYTES
-        );
-        assert!(capacity(limits::PARKED_FULL_BYTES) > 65_536);
-        let small = buffers.refit(buffers.take_relay(), 1);
-        assert_eq!(small.capacity(), limits::PARKED_BYTES);
-        assert_eq!(buffers.relay.borrow().buffers.len(), 1);
-        let full = vec![b'x'; limits::PARKED_BYTES];
-        assert_eq!(buffers.enlarge(full.clone()), full);
-        assert!(buffers.relay.borrow().buffers.is_empty());
-    }
-
-    #[test]
-    fn spare_buffers_are_bounded_and_go_when_nothing_needs_them() {
-        let buffers = Buffers::new(65_536, 16_384);
-        let taken: Vec<_> = (0..2 * limits::SPARE_BUFFERS_MAX)
-            .map(|_| buffers.take_parked())
-            .collect();
-        taken.into_iter().for_each(|buffer| buffers.put(buffer));
-        let spares = || buffers.parked.borrow().buffers.len();
-        assert_eq!(spares(), limits::SPARE_BUFFERS_MAX);
-        buffers.sweep();
-        assert_eq!(
-            spares(),
-            limits::SPARE_BUFFERS_MAX,
-            "they were needed just now"
-        );
-        (0..200).for_each(|_| buffers.sweep());
-        assert_eq!(spares(), limits::SPARE_BUFFERS_FLOOR);
     }
 }

@@ -275,12 +275,16 @@ fn tuning(out: &mut String, tuning: &Tuning) {
         Some(address) => address.to_string(),
         None => "the system's".to_owned(),
     };
+    let relay_bytes = match (tuning.relay_bytes, tuning.tls_relay_bytes) {
+        (plain, tls) if plain == tls => plain.to_string(),
+        (plain, tls) => format!("{plain}, with TLS {tls}"),
+    };
     out.push_str("# Tuning, which flags set:\n");
     for (flag, value) in [
         ("cores", cores),
         ("ring-entries", tuning.ring_entries.to_string()),
         ("defer-taskrun", switch.to_owned()),
-        ("relay-bytes", tuning.relay_bytes.to_string()),
+        ("relay-bytes", relay_bytes),
         (
             "splice-threshold",
             match tuning.splice_bytes {

@@ -288,7 +288,24 @@ pub fn split_standby(
     (reader, writer, watch)
 }
 
+/// How a connection carries what is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// As it is.
+    Plain,
+    /// In records of TLS.
+    Tls,
+}
+
 impl Reader {
+    /// How what comes in is carried.
+    pub fn wire(&self) -> Wire {
+        match self {
+            Self::Plain(_) => Wire::Plain,
+            Self::Tls(_) => Wire::Tls,
+        }
+    }
+
     /// Lets the connection idle: gives back what only a busy one needs, and from the ring's next
     /// turn on notices whatever comes.
     pub fn park(&mut self) {
@@ -334,6 +351,14 @@ impl Reader {
 }
 
 impl Writer {
+    /// How what goes out is carried.
+    pub fn wire(&self) -> Wire {
+        match self {
+            Self::Plain(_) => Wire::Plain,
+            Self::Tls(_) => Wire::Tls,
+        }
+    }
+
     /// A share of the socket, where what is sent goes out as it is.
     pub fn plain_share(&self) -> Option<Share> {
         match self {

@@ -25,7 +25,7 @@ use crate::{
             deadline::{Cut, Watch},
             pace::Pace,
             pipe::Splice,
-            stream::{Reader, SocketWriter, StreamError},
+            stream::{Reader, SocketWriter, StreamError, Wire},
             sys::Side,
         },
         shard::Shard,
@@ -210,7 +210,7 @@ impl<'a> Answer<'a> {
             }
             let due = self.flow.response_due.get();
             // No more than what fits the outbox behind the head that is written anew.
-            let room = self.shard.buffers.relay_bytes();
+            let room = self.shard.buffers.relay_bytes(Wire::Plain);
             let (result, buffer) = self.upstream.read(buffer, room, due).await;
             self.received = buffer;
             let error = match result {
@@ -241,7 +241,7 @@ impl<'a> Answer<'a> {
         }
         let buffers = &self.shard.buffers;
         let buffer = buffers.enlarge(std::mem::take(&mut self.received));
-        let room = buffers.relay_bytes() - buffer.len();
+        let room = buffers.relay_bytes(Wire::Plain) - buffer.len();
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         // With bytes there it meets neither an end nor an error.
         let (result, buffer) = self.upstream.read(buffer, room, due).await;
@@ -462,8 +462,9 @@ impl<'a> Answer<'a> {
         delivered: Body,
     ) -> (Option<Framed>, Vec<u8>) {
         let buffers = &self.shard.buffers;
-        let mut buffer = buffers.refit(buffer, self.last);
-        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes());
+        let wire = self.upstream.wire();
+        let mut buffer = buffers.refit(buffer, self.last, wire);
+        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes(wire));
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         let (result, mut buffer) = self.upstream.read(buffer, intake.room(room), due).await;
         self.last = buffer.len() - RESERVE;

@@ -23,7 +23,10 @@ use crate::{
             head::{self, Persist},
             proxy_protocol::{self, Parsed},
         },
-        net::{deadline::Due, stream::StreamError},
+        net::{
+            deadline::Due,
+            stream::{StreamError, Wire},
+        },
         shard::Shard,
     },
     limits,
@@ -400,8 +403,8 @@ impl Device {
         let place = is_brisk.then(|| shard.begin_large_wait()).flatten();
         let expected = if place.is_some() { self.last } else { 0 };
         let buffer = std::mem::take(&mut self.inbox);
-        let buffer = shard.buffers.refit(buffer, expected);
-        let room = shard.buffers.relay_bytes();
+        let buffer = shard.buffers.refit(buffer, expected, Wire::Plain);
+        let room = shard.buffers.relay_bytes(Wire::Plain);
         let (result, buffer) = self.reader.read_first(buffer, room, due).await;
         drop(place);
         self.inbox = buffer;
@@ -433,7 +436,7 @@ impl Device {
             return;
         }
         let buffer = shard.buffers.enlarge(std::mem::take(&mut self.inbox));
-        let room = shard.buffers.relay_bytes() - buffer.len();
+        let room = shard.buffers.relay_bytes(Wire::Plain) - buffer.len();
         let due = shard.deadlines.due_in(shard.timeouts.body);
         // With bytes there it meets neither an end nor an error.
         let (_, buffer) = self.reader.read(buffer, room, due).await;

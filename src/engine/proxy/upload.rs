@@ -118,8 +118,9 @@ impl Upload<'_> {
 
     async fn relay_piece(&mut self, buffer: Vec<u8>) -> Vec<u8> {
         let buffers = &self.shard.buffers;
-        let mut buffer = buffers.refit(buffer, self.last);
-        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes());
+        let wire = self.upstream.wire();
+        let mut buffer = buffers.refit(buffer, self.last, wire);
+        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes(wire));
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         let (result, mut buffer) = self.device.read(buffer, self.intake.room(room), due).await;
         if self.flow.response.get() == ResponsePhase::Over {
