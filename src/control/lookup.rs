@@ -19,7 +19,7 @@ use hickory_resolver::{
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::{Query, ResponseCode},
-        rr::{Name, RecordType},
+        rr::{Name, Record, RecordType},
     },
     system_conf,
 };
@@ -276,13 +276,31 @@ async fn answer(lookup: impl Future<Output = Result<Lookup, NetError>>) -> Dated
         Err(error) => return (refusal(&error), None),
     };
     let records = lookup.answers();
-    let addresses: Vec<_> = records.iter().filter_map(|r| r.data.ip_addr()).collect();
+    let addresses = addresses(lookup.query(), records);
     if addresses.is_empty() {
         return (Answer::Absent("the name has no address".into()), None);
     }
     let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
     let ttl = Duration::from_secs(ttl.into());
     (Answer::Found(addresses), Some(ttl))
+}
+
+/// The addresses that answer `query`, each once. A name server may say more than it was asked: what it says
+/// of other names counts only where the resolver has followed aliases there.
+fn addresses(query: &Query, records: &[Record]) -> Vec<IpAddr> {
+    let asked = |record: &&Record| record.record_type() == query.query_type();
+    let is_own = |record: &Record| record.name == *query.name();
+    let has_own = records.iter().filter(asked).any(is_own);
+    let mut addresses = Vec::new();
+    for record in records.iter().filter(asked) {
+        if let Some(address) = record.data.ip_addr()
+            && (is_own(record) || !has_own)
+            && !addresses.contains(&address)
+        {
+            addresses.push(address);
+        }
+    }
+    addresses
 }
 
 fn refusal(error: &NetError) -> Answer {
@@ -303,6 +321,37 @@ fn refusal(error: &NetError) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_servers_answer_counts_for_what_it_was_asked() {
+        let record = |name: &str, address: &str| {
+            let name = Name::from_ascii(name).expect("a name");
+            let address: IpAddr = address.parse().expect("an address");
+            Record::from_rdata(name, 30, address.into())
+        };
+        let query = |record_type| {
+            let name = Name::from_ascii("ingest.example.").expect("a name");
+            Query::query(name, record_type)
+        };
+        let found = |query: &Query, records: &[Record]| -> Vec<String> {
+            let addresses = addresses(query, records);
+            addresses.iter().map(ToString::to_string).collect()
+        };
+        let records = [
+            record("INGEST.example.", "192.0.2.7"),
+            record("other.example.", "192.0.2.8"),
+            record("ingest.example.", "192.0.2.9"),
+            record("ingest.example.", "192.0.2.7"),
+            record("ingest.example.", "2001:db8::7"),
+        ];
+        let (v4, v6) = (query(RecordType::A), query(RecordType::AAAA));
+        assert_eq!(found(&v4, &records), ["192.0.2.7", "192.0.2.9"]);
+        assert_eq!(found(&v6, &records), ["2001:db8::7"]);
+        // The end of a chain of aliases.
+        let followed = [record("edge.example.", "192.0.2.1")];
+        assert_eq!(found(&v4, &followed), ["192.0.2.1"]);
+        assert_eq!(found(&v6, &followed), Vec::<String>::new());
+    }
 
     #[test]
     fn short_names_are_completed_as_resolv_conf_says() {
