@@ -121,6 +121,37 @@ fn a_refused_request_is_its_sender_s_however_early_it_is_refused() {
 }
 
 #[test]
+fn an_answer_that_the_device_did_not_get_is_not_logged() {
+    let upstream = Upstream::start(|conversation| {
+        conversation.request()?;
+        if conversation.number > 1 {
+            return conversation.cut();
+        }
+        conversation.answer("first")?;
+        conversation.request()?;
+        conversation.write(
+            "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 5\r\n\r\ntired",
+        )?;
+        conversation.cut()
+    });
+    let (gateway, path) = gateway(&upstream.url(), "json");
+    let mut device = Device::connect("127.0.0.7", gateway.address());
+    for status in [200, 502] {
+        let answer = device.ask("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        assert_eq!(answer.status(), status);
+    }
+    gateway.stop();
+    let lines = lines(&path);
+    let second: Value = serde_json::from_str(&lines[1]).unwrap();
+    assert_eq!(second["error"], "connection_terminated");
+    assert_eq!(
+        (&second["status"], &second["sent"]),
+        (&502.into(), &0.into())
+    );
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
 fn a_device_that_goes_away_before_its_answer_is_logged_with_an_error() {
     let (arrived, told) = mpsc::channel();
     let (go, wanted) = mpsc::channel::<()>();

@@ -187,7 +187,10 @@ impl<'a> Answer<'a> {
                             status: 408,
                             upstream: Persist::Close,
                             ..
-                        }) if repeatable && interims == 0 => return Err(NoHead::Unanswered),
+                        }) if repeatable && interims == 0 => {
+                            self.flow.tally.forget_answer();
+                            return Err(NoHead::Unanswered);
+                        }
                         Heard::Final(start) => return Ok(start),
                         Heard::Interim { .. } => interims += 1,
                     }
@@ -320,6 +323,8 @@ impl<'a> Answer<'a> {
     /// Sends the final head and what follows it.
     async fn relay_final(&mut self, start: Start, outbox: Vec<u8>) -> Ended {
         self.flow.response.set(ResponsePhase::Relaying);
+        // The upload may have set the head's while an interim answer was being sent.
+        self.upstream_watch.clear_read();
         self.shard.buffers.put(std::mem::take(&mut self.received));
         let Start {
             mut intake,

@@ -249,7 +249,7 @@ impl Failure {
             Self::AddressProhibited => (502, "destination_ip_prohibited", Upstream, Keep,
                 "The server's address lies in a refused network; ask the gateway's operator to allow it."),
             Self::Exhausted => (503, "proxy_internal_error", Gateway, Keep,
-                "The gateway has no descriptors or no memory left; try again later, and tell its operator."),
+                "The gateway has no descriptors, ports or memory left; try again later, and tell its operator."),
             Self::Unroutable => (502, "destination_ip_unroutable", Upstream, Keep,
                 "The server's address cannot be reached from the gateway; check it and the network."),
             Self::ConnectionRefused => (502, "connection_refused", Upstream, Keep,

@@ -24,6 +24,12 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Takes back what was noted of an answer that the device does not get.
+    pub fn forget_answer(&self) {
+        self.status.set(0);
+        self.sent.set(0);
+    }
+
     /// Takes note of the gateway's own answer.
     pub fn note_refusal(&self, failure: Failure) {
         self.status.set(failure.status());
