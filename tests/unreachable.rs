@@ -8,8 +8,12 @@ mod common;
 use std::{
     fs, io,
     io::Write,
-    net::SocketAddr,
-    sync::{Mutex, mpsc},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -133,6 +137,80 @@ fn a_silent_address_costs_one_request_and_is_tried_last_from_then_on() {
     assert_eq!(answer.token(), Some("connection_timeout"));
     assert_eq!(silent.connections(), 2);
     assert_eq!(live.connections(), 4);
+    gateway.stop();
+}
+
+/// Passes connections on to `server`, at every address of the loopback range, each once it is let through.
+struct Gate {
+    port: u16,
+    accepted: Arc<AtomicUsize>,
+    open: mpsc::Sender<()>,
+}
+
+impl Gate {
+    fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (open, opened) = mpsc::channel();
+        let count = Arc::clone(&accepted);
+        // Ends with the test's process, if the gateway makes fewer connections than it has addresses.
+        thread::spawn(move || {
+            let mut waiting = Vec::new();
+            for near in listener.incoming() {
+                waiting.push(near.unwrap());
+                count.fetch_add(1, Ordering::Relaxed);
+                if waiting.len() == 1 && opened.recv().is_ok() {
+                    let near = waiting[0].try_clone().unwrap();
+                    let far = TcpStream::connect(server).unwrap();
+                    let (mut from, mut to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+                    thread::spawn(move || io::copy(&mut from, &mut to));
+                    thread::spawn(move || io::copy(&mut &far, &mut &near));
+                }
+            }
+        });
+        Self {
+            port,
+            accepted,
+            open,
+        }
+    }
+
+    fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+/// A host that has answered is there: its TLS may take longer than a silent one's share of the time.
+#[test]
+fn many_addresses_leave_each_the_time_that_tls_takes() {
+    const ADDRESSES: u8 = 16;
+    let authority = Authority::new("Customer CA");
+    let leaf = authority.server(&["ingest.example"], Validity::Current);
+    let live = Upstream::start_tls(Authority::server_config(&leaf, None), echo);
+    let (gate, full) = (Gate::start(live.address), Full::start());
+    let addresses: Vec<_> = (1..=ADDRESSES)
+        .map(|host| SocketAddr::from(([127, 0, 3, host], gate.port)))
+        .collect();
+    let extra = format!(
+        "ca = {}\n{}timeouts = {{ connect = \"1s\" }}\n",
+        quoted(&authority.pem()),
+        server("m2u2", &format!("http://{}", full.address))
+    );
+    let accounts = named("https://ingest.example", &addresses, &extra);
+    // One core's clock is the other request's.
+    let config = format!("{PREAMBLE}[timeouts]\nconnect = \"10s\"\n{accounts}");
+    let gateway = Gateway::start_with(&config, &["--cores", "0"]);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(GET);
+    wait_until("a connection to be made", || gate.accepted() > 0);
+    let other = GET.replace("m2u", "m2u2");
+    let answer = device::ask("127.0.0.8", gateway.address(), other);
+    assert_eq!(answer.token(), Some("connection_timeout"));
+    // A second has passed, and more than the sixteenth part of ten.
+    gate.open.send(()).unwrap();
+    assert_eq!(press.receive().status(), 200);
+    assert_eq!(gate.accepted(), 1);
     gateway.stop();
 }
 

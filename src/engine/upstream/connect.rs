@@ -34,7 +34,7 @@ pub enum ConnectError {
     Unresolved,
     /// Every address lies in a network that upstream addresses are refused in.
     Prohibited(SocketAddr),
-    /// No descriptor or no memory is left for it.
+    /// No descriptor, no port or no memory is left for it.
     Exhausted,
     /// No way there, or the kernel gave up.
     Unroutable(io::Error),
@@ -59,6 +59,21 @@ impl ConnectError {
             Self::TimedOut => 5,
             Self::Terminated => 6,
             Self::Tls(_) => 7,
+        }
+    }
+}
+
+impl ConnectError {
+    /// What it means that connecting to `address` failed.
+    fn at(address: SocketAddr, error: StreamError) -> Self {
+        match error.into() {
+            // All ports for this address are taken; or, for IPv6, this host has no address to speak from.
+            Self::Unroutable(error)
+                if address.is_ipv4() && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) =>
+            {
+                Self::Exhausted
+            }
+            failure => failure,
         }
     }
 }
@@ -101,60 +116,69 @@ pub async fn connect(
     let deadlines = pools.deadlines();
     let begun = deadlines.now_ms();
     let mut worst = ConnectError::Unresolved;
-    let known = upstream.addresses.iter();
-    let lively = known.clone().filter(|address| !pools.is_silent(**address));
-    let silent = known.filter(|address| pools.is_silent(**address));
-    // Decided before the first attempt: one that fails now must not come twice.
-    let mut order = [None; limits::ADDRESSES_PER_UPSTREAM_MAX];
-    for (place, address) in order.iter_mut().zip(lively.chain(silent)) {
-        *place = Some(*address);
-    }
-    for (tried, address) in order.into_iter().flatten().enumerate() {
-        let failure = if is_permitted(address.ip(), snapshot) {
-            let spent = Duration::from_millis(deadlines.now_ms() - begun);
-            let left = timeout.saturating_sub(spent);
-            if left.is_zero() {
-                break;
-            }
-            let share = left / (upstream.addresses.len() - tried) as u32;
-            let share = share.max(SHARE_MIN).min(left);
-            match connect_to(address, upstream, deadlines, share).await {
-                Ok(stream) => {
-                    let retires = deadlines.due_in(limits::UPSTREAM_CONNECTION_AGE_MAX);
-                    return Ok(Connection {
-                        stream,
-                        address,
-                        retires,
-                    });
-                }
-                Err(error) => error.into(),
-            }
-        } else {
-            ConnectError::Prohibited(address)
-        };
-        if matches!(failure, ConnectError::TimedOut) {
-            pools.note_silent(address);
-        }
+    let mut fail = |failure: ConnectError| {
         if failure.rank() >= worst.rank() {
             worst = failure;
+        }
+    };
+    // Decided before the first attempt: one that fails now must not come twice.
+    let (mut lively, mut silent) = (Vec::new(), Vec::new());
+    for address in upstream.addresses.iter().copied() {
+        match is_permitted(address.ip(), snapshot) {
+            true if pools.is_silent(address) => silent.push(address),
+            true => lively.push(address),
+            false => fail(ConnectError::Prohibited(address)),
+        }
+    }
+    let count = lively.len() + silent.len();
+    for (tried, address) in lively.into_iter().chain(silent).enumerate() {
+        let spent = Duration::from_millis(deadlines.now_ms() - begun);
+        let left = timeout.saturating_sub(spent);
+        if left.is_zero() {
+            break;
+        }
+        match connect_to(address, upstream, deadlines, left, (count - tried) as u32).await {
+            Ok(stream) => {
+                let retires = deadlines.due_in(limits::UPSTREAM_CONNECTION_AGE_MAX);
+                return Ok(Connection {
+                    stream,
+                    address,
+                    retires,
+                });
+            }
+            Err(error) => {
+                let failure = ConnectError::at(address, error);
+                if matches!(failure, ConnectError::TimedOut) {
+                    pools.note_silent(address);
+                }
+                fail(failure);
+            }
         }
     }
     Err(worst)
 }
 
+/// Connects to the first of `count` addresses that have `left` between them. A host that does not answer
+/// takes its share of that; one that does has half of what is left for TLS, whose way there and back may
+/// be long, or all of it if it is the last.
 async fn connect_to(
     address: SocketAddr,
     upstream: &Upstream,
     deadlines: &Rc<Deadlines>,
-    share: Duration,
+    left: Duration,
+    count: u32,
 ) -> Result<Stream, StreamError> {
-    let due = deadlines.due_in(share);
-    let socket = stream::connect(address, deadlines, due).await?;
+    let begun = deadlines.now_ms();
+    let share = (left / count).max(SHARE_MIN).min(left);
+    let socket = stream::connect(address, deadlines, deadlines.due_in(share)).await?;
     match &upstream.tls {
         None => Ok(Stream::plain(socket, deadlines)),
         Some(tls) => {
+            let spent = Duration::from_millis(deadlines.now_ms() - begun);
+            let left = left.saturating_sub(spent) / count.min(2);
+            let due = deadlines.due_in(left);
             let (config, name) = (tls.config.clone(), tls.name.clone());
-            tls::connect(socket, deadlines, config, name, due, share).await
+            tls::connect(socket, deadlines, config, name, due, left).await
         }
     }
 }
@@ -165,8 +189,25 @@ async fn connect_to(
 pub fn is_permitted(address: IpAddr, snapshot: &Snapshot) -> bool {
     let address = address.to_canonical();
     let allowed = |network: &IpNet| network.contains(&address);
+    let is_devices = |address| snapshot.identities.has(address);
     snapshot.allow_networks.iter().any(allowed)
-        || (is_public(address) && !snapshot.identities.has(address))
+        || (is_public(address)
+            && !is_devices(address)
+            && !v4_inside(address).is_some_and(|inside| is_devices(inside.into())))
+}
+
+/// The IPv4 address that a translator or a tunnel would send to in place of `address` (RFC 6052, RFC 3056).
+fn v4_inside(address: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(address) = address else {
+        return None;
+    };
+    match address.segments() {
+        [0x2002, high, low, ..] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+            Some(Ipv4Addr::new(a, b, c, d))
+        }
+        _ => None,
+    }
 }
 
 /// Whether the Internet at large routes `address` (IANA's special-purpose registries).
@@ -195,20 +236,15 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    let segments = address.segments();
-    // Only 2000::/3 is handed out; ranges in it that carry an IPv4 address inside are judged by it.
-    match segments {
-        [0x2002, high, low, ..] => is_public_v4(v4_from(high, low)),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(v4_from(high, low)),
+    if let Some(inside) = v4_inside(address.into()) {
+        return is_public_v4(inside);
+    }
+    // Only 2000::/3 is handed out.
+    match address.segments() {
         [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
+        [0x3fff, second, ..] if second < 0x1000 => false,
         [first, ..] => first & 0xe000 == 0x2000,
     }
-}
-
-fn v4_from(high: u16, low: u16) -> Ipv4Addr {
-    let [a, b] = high.to_be_bytes();
-    let [c, d] = low.to_be_bytes();
-    Ipv4Addr::new(a, b, c, d)
 }
 
 #[cfg(test)]
@@ -266,7 +302,11 @@ mod tests {
             "2002:7f00:1::1",
             "2001::1",
             "2001:db8::1",
+            "3fff:fff::1",
             "::127.0.0.1",
+            "198.51.200.9",
+            "64:ff9b::198.51.200.9",
+            "2002:c633:c809::1",
         ] {
             assert!(
                 !is_permitted(address.parse().expect("address"), &snapshot),
@@ -278,11 +318,28 @@ mod tests {
             "2606:2800::1",
             "64:ff9b::5db8:d822",
             "198.51.201.9",
+            "64:ff9b::198.51.201.9",
+            "2002:c633:c909::1",
         ] {
             assert!(
                 is_permitted(address.parse().expect("address"), &snapshot),
                 "{address}"
             );
+        }
+    }
+
+    #[test]
+    fn a_gateway_without_ports_blames_no_server() {
+        let none = || io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        for (address, is_own) in [("192.0.2.7:443", true), ("[2001:db8::7]:443", false)] {
+            let address = address.parse().expect("an address");
+            let failure = ConnectError::at(address, none().into());
+            assert_eq!(
+                matches!(failure, ConnectError::Exhausted),
+                is_own,
+                "{address}"
+            );
+            assert_eq!(matches!(failure, ConnectError::Unroutable(_)), !is_own);
         }
     }
 

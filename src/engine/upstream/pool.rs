@@ -121,7 +121,7 @@ impl Pools {
         }
         connection.stream.reader.park();
         self.count.set(self.count.get() + 1);
-        let due = self.deadlines.due_in(idle_max);
+        let due = self.deadlines.due_in(idle_max).min(connection.retires);
         waiting.push(Idle { connection, due });
     }
 
