@@ -154,3 +154,43 @@ fn what_cannot_be_served_is_told_once_and_again_when_it_comes_back() {
     }
     gateway.stop();
 }
+
+#[test]
+fn a_client_that_could_speak_as_any_other_is_told_of_and_not_served() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("north.sock");
+    let hub = Hub::listen(UnixListener::bind(&socket).unwrap());
+    let devices = fleet("acme", &upstream.url(), &["press-07", "press-08"]);
+    let north = "[\"127.0.0.1:0\", { address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.0/24\"] }]";
+    let gateway = Gateway::start(&format!(
+        "{}[leases]\n[[openvpn]]\nhub = \"north\"\nmanagement = \"{}\"\npoll = \"1s\"\n\
+         pattern = \"{{account}}.{{device}}\"\n{devices}",
+        PREAMBLE.replacen("[\"127.0.0.1:0\"]", north, 1),
+        socket.display(),
+    ));
+    let whose = |address| whose(address, gateway.address());
+    hub.route(&[
+        ("127.0.8.7", "acme.press-07"),
+        ("127.0.9.7", "acme.press-07"),
+        ("127.0.9.0/28", "acme.press-08"),
+    ]);
+    assert_eq!(whose("127.0.8.7"), Ok("press-07".to_owned()));
+    for address in ["127.0.9.7", "127.0.9.1"] {
+        assert_eq!(whose(address), Err(403), "{address}");
+    }
+    for network in ["127.0.9.7/32", "127.0.9.0/28"] {
+        let line =
+            format!("m2u: openvpn:north: {network} overlaps 127.0.9.0/24 of proxy_protocol_from: ");
+        assert_eq!(gateway.log().matches(&line).count(), 1, "{}", gateway.log());
+    }
+    // Who has the network around it may be where it is, and so is nobody.
+    hub.route(&[
+        ("127.0.0.0/16", "acme.press-08"),
+        ("127.0.8.7", "acme.press-07"),
+    ]);
+    for address in ["127.0.8.7", "127.0.8.8", "127.0.9.7"] {
+        assert_eq!(whose(address), Err(403), "{address}");
+    }
+    gateway.stop();
+}

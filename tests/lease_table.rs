@@ -595,3 +595,48 @@ fn several_addresses_are_taken_in_or_none() {
     }
     assert_eq!(whose(&mut table, 0, "10.0.0.9"), Err(Unknown::NoLease));
 }
+
+#[test]
+fn nothing_is_leased_of_what_is_believed_by_whatever_way_it_comes() {
+    let mut table = LeaseTable::new(2);
+    table.believe(["10.9.0.0/24", "fd00:9::1"].map(network));
+    let (directory, fixed) = configuration(&fleet());
+    table.begin(directory, fixed);
+    table.advance(1_000);
+    for (address, believed) in [
+        ("10.9.0.7", "10.9.0.0/24"),
+        ("10.0.0.0/8", "10.9.0.0/24"),
+        ("fd00:9::1", "fd00:9::1/128"),
+        ("fd00:9::/64", "fd00:9::1/128"),
+    ] {
+        let refused = Refused::Believed {
+            network: network(address),
+            believed: network(believed),
+        };
+        let offer = offer(address, "mill");
+        let added = table.add("vpn", None, &offer);
+        assert_eq!(added, Err(refused.clone()));
+        let set = table.sync("vpn", None, &[offer]);
+        assert_eq!(set, Err((Some(0), refused.clone())));
+        // A set that comes in by turns.
+        table.begin_set("vpn", None).expect("a set");
+        assert_eq!(table.add_to_set(&offer, 0), Err(refused.clone()));
+        table.drop_set();
+        let recalled = table.recall("vpn", 0, &offer, None);
+        assert_eq!(recalled, Err(refused.clone()));
+        // By a report from before anything is remembered, and by one of since then.
+        let hub = format!("hub of {address}");
+        table.expect_reports(&hub).expect("a source");
+        assert_eq!(reconcile(&mut table, &hub, 900, &[offer]), []);
+        let first = network(address).addr().to_string();
+        assert_eq!(whose(&mut table, 0, &first), Err(Unknown::Unconfirmed));
+        assert_eq!(reconcile(&mut table, &hub, 1_000, &[offer]), [refused]);
+        assert_eq!(whose(&mut table, 0, &first), Err(Unknown::NoLease));
+        table.forget_hub(&hub);
+    }
+    assert!(table.is_empty());
+    for address in ["10.9.1.0", "10.8.0.0/16", "fd00:9::2"] {
+        let added = table.add("vpn", None, &offer(address, "mill"));
+        added.expect("nobody is believed there");
+    }
+}

@@ -1,4 +1,5 @@
-//! Whom the gateway believes: the folder that its socket stands in, and hubs' names of devices.
+//! Whom the gateway believes: the folder that its socket stands in, hubs' names of devices, and load
+//! balancers, none of which may be a device.
 
 #![allow(clippy::unwrap_used)]
 
@@ -275,4 +276,95 @@ fn a_name_that_a_hub_no_longer_has_speaks_for_nobody() {
 /// The other hub's lease is there, and no other.
 fn is_south(feed: &mut Feed) {
     assert_eq!(feed.leases(), ["127.0.0.9 press-09 confirmed"]);
+}
+
+/// A preamble with a second listener, of the scope `north`, that believes whoever connects from there.
+fn believing(network: &str) -> String {
+    let north = format!(
+        "[\"127.0.0.1:0\", {{ address = \"127.0.0.1:0\", scope = \"north\", \
+         proxy_protocol_from = [\"{network}\"] }}]"
+    );
+    PREAMBLE.replacen("[\"127.0.0.1:0\"]", &north, 1)
+}
+
+#[test]
+fn nobody_is_leased_an_address_by_which_one_could_speak_as_any_other() {
+    let upstream = Upstream::echo();
+    let text = hubs(
+        &upstream.url(),
+        "a = \"acme/press-07\"",
+        "b = \"acme/press-08\"",
+    );
+    let gateway = Gateway::start(&text.replace(PREAMBLE, &believing("127.0.9.0/24")));
+    let mut feed = connect(&gateway);
+    let leased = |address: &str, more: &str| leases::add(address, "press-07", more);
+    feed.done(&leased("127.0.8.7", ""));
+    let words = "overlaps 127.0.9.0/24 of proxy_protocol_from";
+    // In it, it itself, around it; for all listeners, and for others than the one that believes.
+    for (address, more) in [
+        ("127.0.9.7", ""),
+        ("127.0.9.0/24", ""),
+        ("127.0.9.128/25", ""),
+        ("127.0.0.0/16", ""),
+        ("127.0.9.7", ",\"scope\":\"north\""),
+    ] {
+        let reason = feed.refused(&leased(address, more), "believed");
+        assert!(
+            reason.starts_with(address) && reason.contains(words),
+            "{reason}"
+        );
+    }
+    // By a hook, with several addresses, in a set, and by the command.
+    feed.refused(&add("north", "127.0.9.7", "a"), "believed");
+    let both = leased("127.0.8.8", "").replace(
+        "\"address\":\"127.0.8.8\"",
+        "\"addresses\":[\"127.0.8.8\",\"127.0.9.7\"]",
+    );
+    feed.refused(&both, "believed");
+    let set = [("127.0.8.8", "press-07"), ("127.0.9.7", "press-08")];
+    let set = set.map(|(address, device)| leases::line(address, device) + "\n");
+    let set = format!(
+        "{{\"op\":\"sync\",\"source\":\"vpn\"}}\n{}{{\"op\":\"commit\"}}",
+        set.concat()
+    );
+    let reason = feed.refused(&set, "believed");
+    assert!(
+        reason.starts_with("line 2 of the set: 127.0.9.7/32"),
+        "{reason}"
+    );
+    leases::lease(&gateway, "add 127.0.9.7 --account acme --device press-07").refused(words);
+    assert_eq!(feed.leases(), ["127.0.8.7 press-07 confirmed"]);
+    assert_eq!(whose("127.0.9.7", gateway.address()), Err(403));
+    gateway.stop();
+}
+
+#[test]
+fn a_lease_is_not_remembered_where_connections_are_believed_now() {
+    let upstream = Upstream::echo();
+    let before = leases::configuration(&upstream.url(), "");
+    let after = before.replace(PREAMBLE, &believing("127.0.9.0/24"));
+    let gateway = Gateway::start(&before);
+    let mut feed = connect(&gateway);
+    for address in ["127.0.8.7", "127.0.9.7", "127.0.9.0/28", "127.0.0.0/16"] {
+        feed.done(&leases::add(address, "press-07", ""));
+    }
+    // A reload makes nobody believed, and so ends none of them.
+    fs::write(gateway.path("m2u.toml"), &after).unwrap();
+    gateway.signal("HUP");
+    wait_until("the reload", || gateway.log().contains("m2u: reloaded"));
+    assert!(
+        gateway
+            .log()
+            .contains("needs a restart to take effect: listen")
+    );
+    assert_eq!(feed.leases().len(), 4);
+    let gateway = gateway.crash_and_restart(|_| {});
+    assert_eq!(
+        connect(&gateway).leases(),
+        ["127.0.8.7 press-07 unconfirmed"]
+    );
+    let told = "3 leases of the journal are of devices";
+    assert!(gateway.log().contains(told), "{}", gateway.log());
+    assert_eq!(whose("127.0.9.7", gateway.address()), Err(403));
+    gateway.stop();
 }

@@ -125,6 +125,13 @@ pub enum Refused {
         /// Whose that is, if it is known: account and device.
         holder: Option<(Box<str>, Box<str>)>,
     },
+    /// Whoever connects from there may say who speaks, and so could its device: as any other.
+    Believed {
+        /// What was claimed.
+        network: IpNet,
+        /// What it overlaps of `proxy_protocol_from`.
+        believed: IpNet,
+    },
     /// The network stands twice in one set.
     Repeated(IpNet),
     /// It belongs to an earlier run of the source than the newest.
@@ -153,6 +160,7 @@ impl Refused {
             Self::UnknownAccount(_) => "unknown_account",
             Self::UnknownDevice(..) => "unknown_device",
             Self::Conflict { .. } | Self::Nested { .. } => "conflict",
+            Self::Believed { .. } => "believed",
             Self::Repeated(_) => "repeated",
             Self::OutOfOrder { .. } => "out_of_order",
             Self::NoLease(_) | Self::NoSession => "no_lease",
@@ -199,6 +207,11 @@ impl fmt::Display for Refused {
                 f,
                 "{network} lies in {outer}, and whose that is is not known: nobody is served there; give \
                  each its own networks (iroute)"
+            ),
+            Self::Believed { network, believed } => write!(
+                f,
+                "{network} overlaps {believed} of proxy_protocol_from: whoever has it could speak as any \
+                 device; lease another, or have proxy_protocol_from name load balancers only"
             ),
             Self::Repeated(network) => {
                 write!(f, "{network} stands twice in the set; leave one out")

@@ -7,6 +7,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{
     claim::{Claim, Offer, Place, Refused, SourceId, Standing, UnixMs},
     directory::{Absent, DeviceId, Directory},
@@ -30,6 +32,9 @@ pub struct Claims {
     /// What is claimed, by each source once. In order, so that whoever goes through it can stop
     /// anywhere; and no single change ever has to move all of it.
     pub by_place: BTreeMap<Place, Vec<Claim>>,
+    /// Networks whose connections are believed when they say who speaks. Of all listeners: that a device
+    /// has its address for those of one scope keeps it from none.
+    pub believed: Vec<IpNet>,
     /// Where hubs have clients, and what is kept from them.
     pub nested: Nested,
     /// How many scopes there are.
@@ -75,10 +80,16 @@ impl Claims {
     /// The device that an offer names.
     ///
     /// # Errors
-    /// [`Refused`]: there is none, or the offer is over.
+    /// [`Refused`]: there is none, the offer is over, or no device may have what it is of.
     pub fn find(&self, offer: &Offer<'_>) -> Result<DeviceId, Refused> {
         if offer.expires.is_some_and(|expires| expires <= self.now) {
             return Err(Refused::Expired);
+        }
+        let network = offer.place.network;
+        let overlaps = |believed: &IpNet| believed.contains(&network) || network.contains(believed);
+        if let Some(believed) = self.believed.iter().find(|believed| overlaps(believed)) {
+            let believed = *believed;
+            return Err(Refused::Believed { network, believed });
         }
         let (account, device) = (offer.account, offer.device);
         let found = self.directory.find(account, device);

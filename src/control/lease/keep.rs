@@ -30,7 +30,7 @@ struct Memory {
     alive_ms: UnixMs,
     /// Sources whose set was not whole when it ended.
     unfinished: HashSet<String>,
-    /// Leases whose device or scope the configuration no longer has.
+    /// Leases whose device or scope the configuration no longer has, or which it does not allow now.
     unknown: usize,
 }
 
@@ -107,8 +107,8 @@ impl Registry {
         }
         if memory.unknown > 0 {
             news.push(format!(
-                "{} leases of the journal are of devices or scopes that are not configured, or no longer \
-                 what their hub's names stand for",
+                "{} leases of the journal are of devices or scopes that are not configured, no longer \
+                 what their hub's names stand for, or of addresses that proxy_protocol_from has now",
                 memory.unknown
             ));
         }

@@ -145,6 +145,9 @@ impl Registry {
             counts: Counts::default(),
         };
         registry.table.advance(now());
+        // As long as it runs: a reload gives listeners nothing new.
+        let believed = listen.iter().flat_map(|listen| &listen.proxy_protocol_from);
+        registry.table.believe(believed.copied());
         registry.table.begin(directory, fixed);
         registry.follow(hubs);
         let mut news = Vec::new();

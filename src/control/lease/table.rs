@@ -117,6 +117,12 @@ impl LeaseTable {
         self.revision = self.revision.max(revision);
     }
 
+    /// Leases nothing of these networks, whose connections are believed when they say who speaks.
+    pub fn believe(&mut self, networks: impl IntoIterator<Item = IpNet>) {
+        debug_assert!(self.is_empty(), "one of its leases may be of them");
+        self.claims.believed.extend(networks);
+    }
+
     /// Takes the configuration's devices and addresses for the first time.
     pub fn begin(&mut self, directory: Directory, fixed: Arc<IdentityTable>) {
         debug_assert!(self.is_empty(), "no lease can name a device yet");
