@@ -25,6 +25,7 @@ use tokio::{
 use crate::{
     config::{
         flags::ConfigArguments,
+        overlaps_believed,
         problem::{Problem, Summary},
         settings::{AccessLog, Leases, Limits, Listen, Settings, Timeouts},
     },
@@ -304,6 +305,13 @@ impl Gateway {
                 return;
             }
         };
+        if let Some((network, believed)) = self.started.believed_device(&settings) {
+            say(format_args!(
+                "{refused}: {network}, a device's address, overlaps {believed}, which proxy_protocol_from \
+                 has until a restart; such a device could speak as any other"
+            ));
+            return;
+        }
         if let Err(error) = self.assembly.prepare(&settings) {
             say(format_args!("{refused}: {error}"));
             return;
@@ -466,6 +474,25 @@ impl Started {
             leases: settings.leases.clone(),
             dns_listen: dns_listen(settings).to_vec(),
         }
+    }
+
+    /// A device's address by which it could speak as any other, for whom the listeners believe stays as it
+    /// was, and what they believe there. By the listeners of `settings` themselves, none does.
+    fn believed_device(&self, settings: &Settings) -> Option<(IpNet, IpNet)> {
+        if self.listen == settings.listen {
+            return None;
+        }
+        let listen = self.listen.iter();
+        let mut believed = listen.flat_map(|listen| listen.proxy_protocol_from.iter().copied());
+        believed.find_map(|believed| {
+            let devices = settings
+                .accounts
+                .iter()
+                .flat_map(|account| account.devices.iter());
+            let mut networks = devices.flat_map(|device| device.networks);
+            let network = networks.find(|network| overlaps_believed(**network, believed));
+            network.map(|network| (*network, believed))
+        })
     }
 
     /// The keys whose new values cannot take effect while the engine runs.

@@ -368,3 +368,31 @@ fn a_lease_is_not_remembered_where_connections_are_believed_now() {
     assert_eq!(whose("127.0.9.7", gateway.address()), Err(403));
     gateway.stop();
 }
+
+#[test]
+fn a_reload_gives_no_device_what_is_believed_until_a_restart() {
+    let upstream = Upstream::echo();
+    let text = |network: &str, address: &str| {
+        let fleet = fleet("acme", &upstream.url(), &["press-07"]);
+        let preamble = believing(network);
+        format!("{preamble}[leases]\n{fleet}address = [\"{address}\"]\n")
+    };
+    let gateway = Gateway::start(&text("127.0.9.0/24", "127.0.8.7"));
+    let told = |words: &str| gateway.log().contains(words);
+    fs::write(gateway.path("m2u.toml"), text("127.0.6.0/24", "127.0.9.7")).unwrap();
+    gateway.signal("HUP");
+    wait_until("the refusal", || told("m2u: reload"));
+    let refused = "m2u: reload refused; the configuration in force stays: 127.0.9.7/32, a device's \
+                   address, overlaps 127.0.9.0/24, which proxy_protocol_from has until a restart";
+    assert!(told(refused), "{}", gateway.log());
+    assert_eq!(whose("127.0.9.7", gateway.address()), Err(403));
+    // Beside both of them, it may.
+    fs::write(gateway.path("m2u.toml"), text("127.0.6.0/24", "127.0.7.7")).unwrap();
+    gateway.signal("HUP");
+    wait_until("the reload", || told("m2u: reloaded"));
+    assert_eq!(
+        whose("127.0.7.7", gateway.address()),
+        Ok("press-07".to_owned())
+    );
+    gateway.stop();
+}

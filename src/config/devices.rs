@@ -167,10 +167,7 @@ impl Roster {
     /// Refuses that `network`, whose peers are believed when they say who speaks, holds an address
     /// of a device: it could speak as any other.
     pub(super) fn check_believed(&self, network: IpNet, place: &Place, report: &mut Report) {
-        // A balancer that is named by itself in both places is meant: it speaks for its own checks.
-        let overlaps = |device: &IpNet| {
-            *device != network && (device.contains(&network) || network.contains(device))
-        };
+        let overlaps = |device: &IpNet| overlaps_believed(*device, network);
         let written = self.claims.iter();
         let written = written.map(|(device, line)| (*device, Origin::Config(*line)));
         let listed = self.listed.iter();
@@ -228,6 +225,13 @@ impl Roster {
         drop(bytes);
         self.listed = list.check(self);
     }
+}
+
+/// Whether a device that the configuration gives `device` to could speak as any other, for whoever
+/// connects from `believed` is believed when it says who speaks.
+pub fn overlaps_believed(device: IpNet, believed: IpNet) -> bool {
+    // A balancer that is named by itself in both places is meant: it speaks for its own checks.
+    device != believed && (device.contains(&believed) || believed.contains(&device))
 }
 
 /// Says that another device has `network` already.

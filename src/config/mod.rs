@@ -28,6 +28,7 @@ mod value;
 
 pub use certificates::read_key;
 pub use device_list::record_line;
+pub use devices::overlaps_believed;
 pub use gateway::load;
 pub use leases::feed_socket;
 pub use value::{duration, identity_value, network, resolved_address, slot};
