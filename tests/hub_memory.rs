@@ -197,3 +197,21 @@ fn a_start_that_remembers_nothing_waits_for_a_status_of_since_then() {
         gateway.stop();
     }
 }
+
+#[test]
+fn a_status_file_is_looked_at_soon_while_somebody_waits_for_it() {
+    let upstream = Upstream::echo();
+    let hourly = configuration(&upstream.url(), "", A_AND_B).replace("\"1s\"", "\"60m\"");
+    let gateway = Gateway::start(&hourly);
+    let whose = |address| whose(address, gateway.address());
+    // There is none yet; then the first; then one that says who has taken an address over.
+    write_status(&gateway, 1, &[("127.0.0.7", "a")]);
+    assert_eq!(whose("127.0.0.7"), Ok("press-07".to_owned()));
+    connect(&gateway).done(
+        r#"{"op":"add","source":"openvpn:north","address":"127.0.0.7","common_name":"b","session":"b@1","replace":true}"#,
+    );
+    assert_eq!(whose("127.0.0.7"), Err(503));
+    write_status(&gateway, 2, &[("127.0.0.7", "b")]);
+    assert_eq!(whose("127.0.0.7"), Ok("press-08".to_owned()));
+    gateway.stop();
+}

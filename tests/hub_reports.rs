@@ -8,16 +8,18 @@ mod common;
 use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixListener,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use common::{
     gateway::{Gateway, PREAMBLE},
-    leases::{fleet, whose},
+    leases::{connect, fleet, whose},
     upstream::Upstream,
     wait_until,
 };
@@ -26,15 +28,24 @@ use common::{
 struct Hub {
     routes: Arc<Mutex<&'static [(&'static str, &'static str)]>>,
     asked: Arc<AtomicUsize>,
+    /// When it was.
+    times: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Hub {
     fn listen(listener: UnixListener) -> Self {
+        Self::listen_and_refuse(listener, 0)
+    }
+
+    /// Says nothing that could be believed the first `refusals` times.
+    fn listen_and_refuse(listener: UnixListener, refusals: usize) -> Self {
         let hub = Self {
             routes: Arc::default(),
             asked: Arc::default(),
+            times: Arc::default(),
         };
         let (routes, asked) = (Arc::clone(&hub.routes), Arc::clone(&hub.asked));
+        let times = Arc::clone(&hub.times);
         // Ends with the process; who still asks is answered.
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -43,7 +54,11 @@ impl Hub {
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 reader.read_line(&mut question).unwrap();
                 assert_eq!(question, "status 3\n");
-                let text = status(*routes.lock().unwrap());
+                times.lock().unwrap().push(Instant::now());
+                let text = match asked.load(Ordering::SeqCst) < refusals {
+                    true => "ERROR: not now\r\n".to_owned(),
+                    false => status(*routes.lock().unwrap()),
+                };
                 // A gateway that ends does not listen any more.
                 let _ = stream.write_all(text.as_bytes());
                 asked.fetch_add(1, Ordering::SeqCst);
@@ -58,6 +73,16 @@ impl Hub {
         let before = self.asked.load(Ordering::SeqCst);
         // The first may have been answered before; what the last said is still under way.
         wait_until("polls", || self.asked.load(Ordering::SeqCst) >= before + 3);
+    }
+
+    /// How often it was asked; never twice within a second, but for what its own work takes.
+    fn times_asked(&self) -> usize {
+        let times = self.times.lock().unwrap();
+        for pair in times.windows(2) {
+            let pause = pair[1] - pair[0];
+            assert!(pause > Duration::from_millis(900), "{pause:?}");
+        }
+        times.len()
     }
 }
 
@@ -192,5 +217,84 @@ fn a_client_that_could_speak_as_any_other_is_told_of_and_not_served() {
     for address in ["127.0.8.7", "127.0.8.8", "127.0.9.7"] {
         assert_eq!(whose(address), Err(403), "{address}");
     }
+    gateway.stop();
+}
+
+/// Hubs of these names and scopes, each with a management socket in `folder` that is asked once an hour.
+fn hourly(folder: &Path, names: &[&str]) -> String {
+    let hubs = names.iter().map(|name| {
+        let socket = folder.join(format!("{name}.sock"));
+        format!(
+            "[[openvpn]]\nhub = \"{name}\"\nscope = \"{name}\"\nmanagement = \"{}\"\npoll = \"60m\"\n\
+             pattern = \"{{account}}.{{device}}\"\n",
+            socket.display()
+        )
+    });
+    let listen = names
+        .iter()
+        .map(|name| format!("{{ address = \"127.0.0.1:0\", scope = \"{name}\" }}"));
+    let listen = format!("[{}]", listen.collect::<Vec<_>>().join(", "));
+    let preamble = PREAMBLE.replacen("[\"127.0.0.1:0\"]", &listen, 1);
+    let hubs: String = hubs.collect();
+    format!("{preamble}[leases]\nsocket = \"feed.sock\"\n{hubs}")
+}
+
+#[test]
+fn a_hub_is_asked_soon_when_somebody_waits_for_its_report() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let hub = Hub::listen(UnixListener::bind(folder.path().join("north.sock")).unwrap());
+    let route = |routes| *hub.routes.lock().unwrap() = routes;
+    route(&[("127.0.0.7", "acme.press-07")]);
+    let devices = fleet("acme", &upstream.url(), &["press-07", "press-08"]);
+    let gateway = Gateway::start(&(hourly(folder.path(), &["north"]) + &devices));
+    let mut feed = connect(&gateway);
+    let mut add = |address: &str, device: &str| {
+        feed.done(&format!(
+            r#"{{"op":"add","source":"openvpn:north","epoch":5,"address":"{address}","common_name":"acme.{device}","session":"acme.{device}@1795705817","replace":true}}"#
+        ));
+    };
+    let waits_for = |address: &str, device: &str| {
+        let known = Ok(device.to_owned());
+        wait_until("the report", || whose(address, gateway.address()) == known);
+    };
+    waits_for("127.0.0.7", "press-07");
+    // What is known so far may be of another run of the hub than this hook.
+    route(&[
+        ("127.0.0.7", "acme.press-07"),
+        ("127.0.0.8", "acme.press-08"),
+    ]);
+    add("127.0.0.8", "press-08");
+    waits_for("127.0.0.7", "press-07");
+    // Who takes an address over may have given up before anybody heard of it.
+    route(&[("127.0.0.8", "acme.press-07")]);
+    add("127.0.0.8", "press-07");
+    waits_for("127.0.0.8", "press-07");
+    // What nobody doubts is no reason to ask.
+    add("127.0.0.9", "press-07");
+    waits_for("127.0.0.9", "press-07");
+    assert_eq!(hub.times_asked(), 3);
+    gateway.stop();
+}
+
+#[test]
+fn a_hub_that_says_nothing_at_first_is_asked_again_soon_and_no_other() {
+    let upstream = Upstream::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = |name| UnixListener::bind(folder.path().join(name)).unwrap();
+    let north = Hub::listen(socket("north.sock"));
+    let south = Hub::listen_and_refuse(socket("south.sock"), 2);
+    for hub in [&north, &south] {
+        *hub.routes.lock().unwrap() = &[("127.0.0.7", "acme.press-07")];
+    }
+    let devices = fleet("acme", &upstream.url(), &["press-07", "press-08"]);
+    let gateway = Gateway::start(&(hourly(folder.path(), &["north", "south"]) + &devices));
+    for listener in gateway.addresses() {
+        let known = Ok("press-07".to_owned());
+        wait_until("the report", || whose("127.0.0.7", *listener) == known);
+    }
+    assert_eq!((north.times_asked(), south.times_asked()), (1, 3));
+    let told = "m2u: openvpn:south: the management socket ";
+    assert_eq!(gateway.log().matches(told).count(), 1, "{}", gateway.log());
     gateway.stop();
 }

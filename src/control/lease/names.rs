@@ -59,6 +59,14 @@ impl Names {
         self.scopes.get(position).map(|name| &**name)
     }
 
+    /// Has each hub asked soon that `is_in_doubt`, by the source of its leases; but where no listener has
+    /// its scope, for whom no answer settles anything.
+    pub(super) fn ask_soon(&self, is_in_doubt: impl Fn(&str) -> bool) {
+        self.hubs.ask_soon(|hub, source| {
+            is_in_doubt(source) && self.scope(hub.scope.as_deref()).is_ok()
+        });
+    }
+
     /// What a request is about; a hub's has the hub's scope unless it names one.
     pub(super) fn place(&self, request: &Request) -> Result<Place, Fault> {
         let address = request.address.as_deref();

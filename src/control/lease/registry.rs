@@ -163,6 +163,7 @@ impl Registry {
             let feed = feed.map_err(|error| RegistryError::Socket(path.clone(), error))?;
             registry.feed = Some(feed);
         }
+        registry.ask_soon();
         Ok((registry, news))
     }
 
@@ -198,6 +199,7 @@ impl Registry {
             }
             None => publish(self.identities(), &[]),
         }
+        self.ask_soon();
         match ended.len() {
             0 => Vec::new(),
             count => vec![format!(
@@ -291,7 +293,13 @@ impl Registry {
         if self.is_busy() {
             self.take_turn(&mut publish);
         }
+        self.ask_soon();
         news
+    }
+
+    /// Has hubs asked soon whose next report somebody waits for.
+    fn ask_soon(&self) {
+        self.names.ask_soon(|source| self.table.is_in_doubt(source));
     }
 
     /// Publishes what has been done, and answers whoever asked for it.

@@ -38,6 +38,8 @@ pub(super) struct Reported {
     /// No report has been taken in since a start or a restart: it is not known what is nobody's in the
     /// networks of its clients.
     pub(super) is_forgetful: bool,
+    /// Somebody is not served until a report of then, or of later, says whose the network is.
+    doubted: Option<UnixMs>,
 }
 
 /// What becomes of a report that was made before it is remembered what its source says.
@@ -58,6 +60,7 @@ impl Reported {
             since: now,
             earlier: Earlier::Doubted,
             is_forgetful: true,
+            doubted: None,
         }
     }
 }
@@ -136,6 +139,14 @@ impl LeaseTable {
         }
     }
 
+    /// Whether `source` is a hub that a report is waited for: none has come yet, or somebody may not be
+    /// served before the next.
+    pub fn is_in_doubt(&self, source: &str) -> bool {
+        let source = self.by_name.get(source);
+        let reported = source.and_then(|source| self.sources[source.0 as usize].reported.as_ref());
+        reported.is_some_and(|reported| reported.is_forgetful || reported.doubted.is_some())
+    }
+
     /// Brings the claims of `source`, which is a hub, in line with what was `seen` of it at `as_of`;
     /// what it said and took back since then stays, and what was seen of an earlier run counts for
     /// nothing. By what was seen before anything is remembered of the hub nobody is served. What
@@ -210,11 +221,18 @@ impl LeaseTable {
         for place in self.claims.nested.let_go(source, is_shown) {
             self.mark_stale(place, source);
         }
+        let reported = &mut self.sources[source.0 as usize].reported;
+        let reported = reported.as_mut().expect("it is a hub");
+        reported.doubted = reported.doubted.filter(|since| *since > as_of);
         for place in strangers {
             // Of what has ended since, a later report has the word.
-            let why = ended.get(&place).map_or(Why::Stranger, |at| Why::Left(*at));
-            self.claims.nested.withhold(place, source, why);
-            self.mark_stale(place, source);
+            match ended.get(&place) {
+                Some(at) => self.withhold_since(place, source, *at),
+                None => {
+                    self.claims.nested.withhold(place, source, Why::Stranger);
+                    self.mark_stale(place, source);
+                }
+            }
         }
         let reported = &mut self.sources[source.0 as usize].reported;
         let reported = reported.as_mut().expect("it is a hub");
@@ -243,12 +261,9 @@ impl LeaseTable {
             match (offer, device) {
                 (Some(offer), Some(device)) => {
                     self.put(source, offer, device, as_of);
-                    self.await_report(place, source);
+                    self.await_report_since(place, source, since);
                 }
-                _ => {
-                    self.claims.nested.withhold(place, source, Why::Left(since));
-                    self.mark_stale(place, source);
-                }
+                _ => self.withhold_since(place, source, since),
             }
         }
     }
@@ -285,10 +300,16 @@ impl LeaseTable {
     /// Whoever took an address over may have given up before we heard of it, and a hub leaves it
     /// with whom it was then: until the hub itself says who has it, nobody is served there.
     pub(super) fn await_report(&mut self, place: Place, source: SourceId) {
+        self.await_report_since(place, source, self.claims.now);
+    }
+
+    /// Likewise; one that was made at `since` will do.
+    fn await_report_since(&mut self, place: Place, source: SourceId, since: UnixMs) {
         let now = self.claims.now;
         if let Some(claim) = self.claims.claim_mut(place, source) {
             claim.standing = Standing::Unconfirmed(now);
             self.touch(place, source);
+            self.note_doubt(source, since);
         }
     }
 
@@ -334,8 +355,19 @@ impl LeaseTable {
     }
 
     pub(super) fn withhold(&mut self, place: Place, hub: SourceId) {
-        let why = Why::Left(self.claims.now);
-        self.claims.nested.withhold(place, hub, why);
+        self.withhold_since(place, hub, self.claims.now);
+    }
+
+    /// Keeps `place` from others until a report says whose it is that was made at `since` or later.
+    fn withhold_since(&mut self, place: Place, hub: SourceId, since: UnixMs) {
+        self.claims.nested.withhold(place, hub, Why::Left(since));
         self.mark_stale(place, hub);
+        self.note_doubt(hub, since);
+    }
+
+    fn note_doubt(&mut self, hub: SourceId, since: UnixMs) {
+        if let Some(reported) = &mut self.sources[hub.0 as usize].reported {
+            reported.doubted = reported.doubted.max(Some(since));
+        }
     }
 }

@@ -1,12 +1,17 @@
 //! Asks every hub at start and again and again, each in a task of its own.
 //!
-//! A hub that hangs keeps no other waiting. Prints nothing: what is worth telling comes out with a
+//! A hub that hangs keeps no other waiting. One whose report somebody waits for is asked soon, and again
+//! until that is over, but no more than once a second. Prints nothing: what is worth telling comes out with a
 //! report, or in its place, and once only.
 
-use std::{fmt, mem, sync::Arc, time::SystemTime};
+use std::{fmt, fs, future::pending, mem, sync::Arc, time::SystemTime};
 
 use tokio::{
-    sync::mpsc::{self, Receiver, Sender},
+    pin, select,
+    sync::{
+        mpsc::{self, Receiver, Sender},
+        watch,
+    },
     task::JoinSet,
     time::sleep,
 };
@@ -26,6 +31,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Hubs {
     hubs: Vec<Hub>,
+    /// Of each hub, the source of its leases, and whether it is to be asked soon.
+    wanted: Vec<(String, watch::Sender<bool>)>,
     tasks: JoinSet<()>,
     heard: Receiver<Heard>,
 }
@@ -83,6 +90,7 @@ impl Hubs {
     pub fn new() -> Self {
         Self {
             hubs: Vec::new(),
+            wanted: Vec::new(),
             tasks: JoinSet::new(),
             heard: mpsc::channel(1).1,
         }
@@ -100,9 +108,12 @@ impl Hubs {
         // Dropped, the tasks end.
         self.tasks = JoinSet::new();
         self.heard = heard;
+        self.wanted.clear();
         for hub in hubs {
+            let (wanted, is_wanted) = watch::channel(false);
+            self.wanted.push((hub.source(), wanted));
             let hub = Arc::new(hub.clone());
-            self.tasks.spawn(attend(hub, sender.clone()));
+            self.tasks.spawn(attend(hub, sender.clone(), is_wanted));
         }
         let mut gone = mem::replace(&mut self.hubs, hubs.to_vec());
         let is_same = |one: &Hub, other: &Hub| {
@@ -112,6 +123,15 @@ impl Hubs {
         };
         gone.retain(|hub| !hubs.iter().any(|other| is_same(hub, other)));
         gone
+    }
+
+    /// Has each hub asked soon, and every second then, for as long as it `is_wanted`, also by the source of
+    /// its leases; the others as often as their configuration says.
+    pub fn ask_soon(&self, is_wanted: impl Fn(&Hub, &str) -> bool) {
+        for (hub, (source, wanted)) in self.hubs.iter().zip(&self.wanted) {
+            let is_wanted = is_wanted(hub, source);
+            wanted.send_if_modified(|known| mem::replace(known, is_wanted) != is_wanted);
+        }
     }
 
     /// The hub whose leases have this source.
@@ -130,18 +150,18 @@ impl Hubs {
 }
 
 /// Asks one hub until nobody listens any more. One whose status was written before is soon asked
-/// again: until it has written it anew, much of it may not be served.
-async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
+/// again, as if it was wanted: until it has written it anew, much of it may not be served.
+async fn attend(hub: Arc<Hub>, heard: Sender<Heard>, mut is_wanted: watch::Receiver<bool>) {
     let begun = SystemTime::now();
     let mut problems = Told::default();
     let mut failure = Told::default();
     loop {
-        let mut pause = hub.poll;
+        let mut is_old = false;
+        let mut known = None;
         let news = match report(&hub).await {
-            Ok(mut report) => {
-                if report.as_of < begun {
-                    pause = pause.min(limits::HUB_POLL_FLOOR);
-                }
+            Ok((mut report, bound)) => {
+                is_old = report.as_of < begun;
+                known = Some(bound);
                 failure.news(Vec::new());
                 report.problems = problems.news(report.problems);
                 Some(Heard::Report(report))
@@ -161,11 +181,38 @@ async fn attend(hub: Arc<Hub>, heard: Sender<Heard>) {
         {
             return;
         }
-        sleep(pause).await;
+        let poll = sleep(hub.poll);
+        pin!(poll);
+        loop {
+            let soon = async {
+                sleep(limits::HUB_POLL_FLOOR).await;
+                // Not before: what it said last may have settled it.
+                if !is_old && is_wanted.wait_for(|is_wanted| *is_wanted).await.is_err() {
+                    pending().await
+                }
+            };
+            select! {
+                () = &mut poll => break,
+                () = soon => if says_more(&hub.status, known) { break },
+            }
+        }
     }
 }
 
-async fn report(hub: &Hub) -> Result<HubReport, Fault> {
+/// Whether a hub may say something else than when its status was known to be of `known`, if it was: one
+/// that is asked has something new to say at any time, but a file only once it was written.
+fn says_more(status: &HubStatus, known: Option<SystemTime>) -> bool {
+    match status {
+        HubStatus::File(path) => {
+            let written = fs::metadata(path).and_then(|file| file.modified());
+            written.ok() != known
+        }
+        HubStatus::Socket(_) | HubStatus::Address(..) => true,
+    }
+}
+
+/// What a hub says, and when that is from by its file's date, or by when it was asked.
+async fn report(hub: &Hub) -> Result<(HubReport, SystemTime), Fault> {
     let answer = ask(&hub.status, limits::HUB_ANSWER)
         .await
         .map_err(Fault::Ask)?;
@@ -180,14 +227,15 @@ async fn report(hub: &Hub) -> Result<HubReport, Fault> {
         strangers,
         problems,
     } = report::findings(&status, hub);
-    Ok(HubReport {
+    let report = HubReport {
         source: hub.source(),
         scope: hub.scope.clone(),
         as_of,
         claims,
         strangers,
         problems,
-    })
+    };
+    Ok((report, answer.bound))
 }
 
 #[cfg(test)]
