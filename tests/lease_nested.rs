@@ -240,7 +240,7 @@ fn a_network_that_a_hub_forgets_may_leave_hosts_behind() {
     }
     assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), ("10.8.0.7", NOBODYS)]);
     add(&mut table, NORTH, BOTH, "saw");
-    assert_whose(&mut table, 0, &[(BOTH, DISPUTED)]);
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
     let refused = report(&mut table, 1_000, &[(OUTER, "press"), (BOTH, "mill")]);
     assert_eq!(
         refused,
@@ -263,7 +263,7 @@ fn what_was_taken_over_and_left_before_any_report_is_nobodys() {
     add(&mut table, NORTH, INNER, "saw");
     assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
     add(&mut table, NORTH, BOTH, "saw");
-    assert_whose(&mut table, 0, &[(BOTH, DISPUTED)]);
+    assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
     table.release_session(NORTH, None, "saw").unwrap();
     add(&mut table, NORTH, OUTER, "press");
     assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), (ALONE, Ok("press"))]);
@@ -271,6 +271,40 @@ fn what_was_taken_over_and_left_before_any_report_is_nobodys() {
     assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED)]);
     report(&mut table, 1_001, &[(INNER, "mill")]);
     assert_whose(&mut table, 0, &[(BOTH, Ok("mill")), (ALONE, NOBODYS)]);
+}
+
+#[test]
+fn whoever_is_in_a_network_that_waits_for_a_report_waits_with_it() {
+    let suspended = |table: &LeaseTable| {
+        let leases = table.leases_behind(None).flat_map(|(_, leases)| leases);
+        let leases = leases.filter(|lease| lease.is_suspended && !lease.is_disputed);
+        leases.map(|lease| lease.place).collect::<Vec<_>>()
+    };
+    for owner in ["mill", "press"] {
+        let mut table = table();
+        // Who had the network may still have it; and of that nothing is told.
+        add(&mut table, NORTH, OUTER, "saw");
+        add(&mut table, NORTH, OUTER, owner);
+        add(&mut table, NORTH, BOTH, "mill");
+        assert_whose(&mut table, 0, &[(BOTH, UNCONFIRMED), (ALONE, UNCONFIRMED)]);
+        assert_eq!(suspended(&table), [place(0, OUTER), place(0, BOTH)]);
+        let refused = report(&mut table, 999, &[(OUTER, "saw")]);
+        assert_eq!(refused, [""; 0]);
+        // A third one's network around both is reason enough to refuse for good.
+        add(&mut table, NORTH, "10.0.0.0/8", "saw");
+        assert_whose(&mut table, 0, &[(BOTH, DISPUTED), (ALONE, UNCONFIRMED)]);
+        table
+            .release(NORTH, None, place(0, "10.0.0.0/8"), None)
+            .unwrap();
+        let refused = report(&mut table, 1_000, &[(OUTER, owner), (BOTH, "mill")]);
+        let served = match owner {
+            "mill" => Ok("mill"),
+            _ => DISPUTED,
+        };
+        assert_eq!(refused.len(), usize::from(owner != "mill"), "{refused:?}");
+        assert_whose(&mut table, 0, &[(BOTH, served), (ALONE, Ok(owner))]);
+        assert_eq!(suspended(&table), []);
+    }
 }
 
 #[test]

@@ -98,6 +98,8 @@ pub struct Lease<'t> {
     pub claim: &'t Claim,
     /// Whether another claim says otherwise.
     pub is_disputed: bool,
+    /// Whether nobody is served there until somebody confirms whose it is, or what it lies in.
+    pub is_suspended: bool,
 }
 
 /// Why a change is refused; nothing has changed then.

@@ -52,10 +52,20 @@ pub enum Verdict<'t> {
     Known(Identity<'t>),
     /// More than one device is named.
     Disputed,
-    /// Nobody has confirmed it in time; or its device has left it, and who has it since is not known.
+    /// Nobody has confirmed it in time; or its device has left it, and who has it since is not known; or
+    /// that is so of what it lies in.
     Unconfirmed,
     /// It is nobody's, though it may lie in what is somebody's.
     Withheld,
+}
+
+/// What a place of a hub's client lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outer {
+    /// A network that the hub lets somebody else use: this device, if it is known who that is.
+    Others(Place, Option<DeviceId>),
+    /// One of which a report has still to say whose it is, were it the same device's.
+    Unclear,
 }
 
 impl<'t> Verdict<'t> {
@@ -174,7 +184,11 @@ impl Claims {
     /// What follows for `place` from all that is said of it, and around it.
     pub fn verdict(&self, place: Place) -> Verdict<'_> {
         match self.verdict_there(place) {
-            Verdict::Known(_) if self.outer(place).is_some() => Verdict::Disputed,
+            Verdict::Known(identity) => match self.outer(place) {
+                Some(Outer::Others(..)) => Verdict::Disputed,
+                Some(Outer::Unclear) => Verdict::Unconfirmed,
+                None => Verdict::Known(identity),
+            },
             Verdict::Nobody => match self.nested.withheld(place) {
                 Some(Why::Left(_)) => Verdict::Unconfirmed,
                 Some(Why::Stranger) => Verdict::Withheld,
@@ -184,26 +198,35 @@ impl Claims {
         }
     }
 
-    /// The network of a hub's client in which `place` lies, and that client's device if it is known,
-    /// if a hub says that `place` is another device's, or may mean another. What the configuration
-    /// or a feed says of `place` is an operator's will, and stands.
-    pub fn outer(&self, place: Place) -> Option<(Place, Option<DeviceId>)> {
+    /// What keeps a hub's client from being served at `place`, for it lies in another network of a hub's.
+    /// What the configuration or a feed says of `place` is an operator's will, and stands.
+    pub fn outer(&self, place: Place) -> Option<Outer> {
         let of_hubs = |place| {
             let claims = self.by_place.get(&place).into_iter().flatten();
             claims.filter(|claim| self.nested.is_hub(claim.source))
         };
         let mut inner = of_hubs(place).map(|claim| claim.device);
         let first = inner.next()?;
-        let mut around = self
+        let mut is_unclear = false;
+        let around = self
             .related(place)
             .flat_map(|place| self.nested.around(place));
-        // What is not believed may be the other's whose it was before.
-        let is_other = |claim: &&Claim| claim.device != first || !claim.is_believed(self.now);
-        around.find_map(|wider| {
-            let other = of_hubs(wider).find(is_other).map(|claim| claim.device);
-            let is_unclear = other.is_some() || self.nested.withheld(wider).is_some();
-            is_unclear.then_some((wider, other))
-        })
+        for wider in around {
+            for claim in of_hubs(wider) {
+                match claim.is_believed(self.now) {
+                    true if claim.device == first => {}
+                    true => return Some(Outer::Others(wider, Some(claim.device))),
+                    // It may be another's whose it was before.
+                    false => is_unclear = true,
+                }
+            }
+            match self.nested.withheld(wider) {
+                Some(Why::Stranger) => return Some(Outer::Others(wider, None)),
+                Some(Why::Left(_)) => is_unclear = true,
+                None => {}
+            }
+        }
+        is_unclear.then_some(Outer::Unclear)
     }
 
     /// Whether `place` lies in the network of a hub's client.

@@ -142,7 +142,8 @@ pub enum State {
     Confirmed,
     /// It is remembered from before, and served for a while.
     Unconfirmed,
-    /// Likewise, for too long: its requests are answered 503.
+    /// Likewise, for too long; or the hub has to say first whose it is, or whose the network around it:
+    /// its requests are answered 503.
     Suspended,
     /// Another source names another device: its requests are answered 403.
     Disputed,
@@ -183,6 +184,7 @@ impl<'a> Shown<'a> {
         let claim = lease.claim;
         let state = match claim.standing {
             _ if lease.is_disputed => State::Disputed,
+            _ if lease.is_suspended => State::Suspended,
             Standing::Confirmed => State::Confirmed,
             Standing::Unconfirmed(until) if until > now => State::Unconfirmed,
             Standing::Unconfirmed(_) => State::Suspended,

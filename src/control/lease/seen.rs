@@ -10,6 +10,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::{
     claim::{Offer, Place, Refused, SourceId, Standing, UnixMs},
+    claims::Outer,
     directory::DeviceId,
     nested::Why,
     table::{LeaseTable, is_host},
@@ -268,9 +269,12 @@ impl LeaseTable {
         }
     }
 
-    /// Why nobody is served at `place`, if that is because it lies in another device's network.
+    /// Why nobody is served at `place`, if that is because it lies in another device's network, and not
+    /// for the next report to say.
     fn nested(&self, place: Place) -> Option<Refused> {
-        let (outer, device) = self.claims.outer(place)?;
+        let Outer::Others(outer, device) = self.claims.outer(place)? else {
+            return None;
+        };
         let names = device.map(|device| self.claims.directory.names(device));
         Some(Refused::Nested {
             network: place.network,

@@ -487,13 +487,15 @@ impl LeaseTable {
 
     fn shown<'t>(&'t self, place: Place, claim: &'t Claim) -> Lease<'t> {
         let (account, device) = self.claims.directory.names(claim.device);
+        let verdict = self.claims.verdict(place);
         Lease {
             place,
             source: &self.sources[claim.source.0 as usize].name,
             account,
             device,
             claim,
-            is_disputed: self.claims.verdict(place) == Verdict::Disputed,
+            is_disputed: verdict == Verdict::Disputed,
+            is_suspended: verdict == Verdict::Unconfirmed,
         }
     }
 
