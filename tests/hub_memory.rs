@@ -11,6 +11,7 @@ use std::{
 };
 
 use common::{
+    device::Device,
     feed::Feed,
     gateway::{Gateway, PREAMBLE},
     leases::{connect, fleet, whose},
@@ -18,6 +19,7 @@ use common::{
     wait_until,
 };
 
+const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 const A_AND_B: &str = "a = \"acme/press-07\", b = \"acme/press-08\"";
 
 /// A hub with a status file and these names, and a feed; `leases` are more lines of `[leases]`.
@@ -210,7 +212,11 @@ fn a_status_file_is_looked_at_soon_while_somebody_waits_for_it() {
     connect(&gateway).done(
         r#"{"op":"add","source":"openvpn:north","address":"127.0.0.7","common_name":"b","session":"b@1","replace":true}"#,
     );
-    assert_eq!(whose("127.0.0.7"), Err(503));
+    let refused = Device::connect("127.0.0.7", gateway.address()).ask(GET);
+    assert_eq!(refused.status(), 503);
+    // What is said of that is true: the address was confirmed after the start.
+    let sentence = "Whose address this is has still to be confirmed; try again later.";
+    assert!(refused.text().contains(sentence), "{}", refused.text());
     write_status(&gateway, 2, &[("127.0.0.7", "b")]);
     assert_eq!(whose("127.0.0.7"), Ok("press-08".to_owned()));
     gateway.stop();

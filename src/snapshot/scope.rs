@@ -59,7 +59,8 @@ pub enum Unknown {
     NoLease,
     /// More than one device claims it.
     Disputed,
-    /// A device had it before the gateway started, and nobody has confirmed that in time.
+    /// A device had it before the gateway started, and nobody has confirmed that in time; or a hub may have
+    /// given it to another, and has not said yet whose it is.
     Unconfirmed,
 }
 

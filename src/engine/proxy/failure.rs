@@ -38,7 +38,8 @@ pub enum Failure {
     NoLease,
     /// More than one device claims the source address.
     DisputedLease,
-    /// Nobody has confirmed since the gateway started whose the source address is.
+    /// Nobody has confirmed yet whose the source address is: since the gateway started, or since a hub may
+    /// have given it to another device.
     UnconfirmedLease,
     /// The source address is another device's than when the connection was made.
     MovedLease,
@@ -221,7 +222,7 @@ impl Failure {
             Self::DisputedLease => (403, "http_request_denied", Downstream, Close,
                 "More than one device claims this address; ask the gateway's operator about it."),
             Self::UnconfirmedLease => (503, "destination_unavailable", Gateway, Close,
-                "Whose address this is was not confirmed since the gateway started; try again later."),
+                "Whose address this is has still to be confirmed; try again later."),
             Self::MovedLease => (503, "destination_unavailable", Gateway, Close,
                 "This address is another device's since the connection was made; make a new one."),
             Self::NoSuchSlot => (404, "destination_not_found", Downstream, Keep,
