@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     claim::{Lease, Offer, Place, Refused, SourceId},
-    clock::{Anchor, instant_of, now, unix_ms},
+    clock::{Anchor, instant_of, now},
     directory::Directory,
     feed::{self, Batch, Feed, Job, Lines, Outcome},
     journal::Journal,
@@ -491,12 +491,11 @@ impl Registry {
             })
         });
         let offers: Vec<_> = offers.collect();
-        let as_of = unix_ms(report.as_of);
         let seen = Seen {
             offers: &offers,
             strangers: &strangers,
         };
-        Ok(self.table.reconcile(&report.source, as_of, &seen))
+        Ok(self.table.reconcile(&report.source, report.as_of, &seen))
     }
 
     fn answer(&mut self, batch: Batch, answers: Vec<Answer>, revision: u64) {

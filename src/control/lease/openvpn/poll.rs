@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     config::settings::{Hub, HubStatus},
+    control::lease::clock::{now, unix_ms},
     limits,
 };
 
@@ -152,14 +153,27 @@ impl Hubs {
 /// Asks one hub until nobody listens any more. One whose status was written before is soon asked
 /// again, as if it was wanted: until it has written it anew, much of it may not be served.
 async fn attend(hub: Arc<Hub>, heard: Sender<Heard>, mut is_wanted: watch::Receiver<bool>) {
-    let begun = SystemTime::now();
+    let begun = now();
+    let mut first_look = None;
     let mut problems = Told::default();
     let mut failure = Told::default();
     loop {
         let mut is_old = false;
         let mut known = None;
+        if let Some(written) = written(&hub.status)
+            && first_look.is_none_or(|(seen, _)| seen != written)
+        {
+            first_look = Some((written, now()));
+        }
         let news = match report(&hub).await {
             Ok((mut report, bound)) => {
+                // What was there by then knows nothing later: a clock that was set back since its file was
+                // written makes the date younger than that.
+                if let Some((seen, at)) = first_look
+                    && seen == bound
+                {
+                    report.as_of = report.as_of.min(at);
+                }
                 is_old = report.as_of < begun;
                 known = Some(bound);
                 failure.news(Vec::new());
@@ -203,11 +217,16 @@ async fn attend(hub: Arc<Hub>, heard: Sender<Heard>, mut is_wanted: watch::Recei
 /// that is asked has something new to say at any time, but a file only once it was written.
 fn says_more(status: &HubStatus, known: Option<SystemTime>) -> bool {
     match status {
-        HubStatus::File(path) => {
-            let written = fs::metadata(path).and_then(|file| file.modified());
-            written.ok() != known
-        }
+        HubStatus::File(_) => written(status) != known,
         HubStatus::Socket(_) | HubStatus::Address(..) => true,
+    }
+}
+
+/// The date of a status file, if there is one.
+fn written(status: &HubStatus) -> Option<SystemTime> {
+    match status {
+        HubStatus::File(path) => fs::metadata(path).and_then(|file| file.modified()).ok(),
+        HubStatus::Socket(_) | HubStatus::Address(..) => None,
     }
 }
 
@@ -230,7 +249,7 @@ async fn report(hub: &Hub) -> Result<(HubReport, SystemTime), Fault> {
     let report = HubReport {
         source: hub.source(),
         scope: hub.scope.clone(),
-        as_of,
+        as_of: unix_ms(as_of),
         claims,
         strangers,
         problems,
@@ -359,6 +378,33 @@ mod tests {
             followed.follow(&[]);
             let silence = timeout(Duration::from_millis(20), followed.next()).await;
             assert!(silence.is_err(), "{silence:?}");
+        });
+    }
+
+    #[test]
+    fn a_file_is_no_younger_than_when_it_was_first_seen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("north.status");
+        // As if the clock had been set back by a second since it was written.
+        let ahead = SystemTime::now() + Duration::from_secs(1);
+        let time = STATUS.lines().find(|line| line.starts_with("TIME"));
+        let text = STATUS.replace(time.expect("a time"), "TIME\tx\t9000000000");
+        assert_ne!(text, STATUS);
+        fs::write(&path, text).expect("a file");
+        let file = fs::File::options().write(true).open(&path).expect("a file");
+        file.set_modified(ahead).expect("a time");
+        let mut followed = Hubs::new();
+        block_on(async {
+            followed.follow(&hubs(folder.path(), &["north"]));
+            let Heard::Failure(failure) = followed.next().await else {
+                panic!("a report");
+            };
+            assert!(failure.to_string().contains("lies ahead"), "{failure}");
+            let seen = now();
+            let Heard::Report(report) = followed.next().await else {
+                panic!("another failure");
+            };
+            assert!(report.as_of <= seen, "{} ms later", report.as_of - seen);
         });
     }
 }

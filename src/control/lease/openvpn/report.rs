@@ -12,7 +12,7 @@ use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
 use super::status::{Client, Route, Status};
-use crate::config::settings::Hub;
+use crate::{config::settings::Hub, control::lease::claim::UnixMs};
 
 /// All that a hub lets its clients use, as of one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct HubReport {
     pub scope: Option<Box<str>>,
     /// What a hook has said since then may be newer than the report; never later than the report
     /// was made.
-    pub as_of: SystemTime,
+    pub as_of: UnixMs,
     /// Each network once.
     pub claims: Vec<HubClaim>,
     /// Networks that the hub lets somebody use of whom it does not say clearly who that is.
