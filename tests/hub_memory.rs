@@ -210,7 +210,8 @@ fn a_status_file_is_looked_at_soon_while_somebody_waits_for_it() {
     write_status(&gateway, 1, &[("127.0.0.7", "a")]);
     assert_eq!(whose("127.0.0.7"), Ok("press-07".to_owned()));
     connect(&gateway).done(
-        r#"{"op":"add","source":"openvpn:north","address":"127.0.0.7","common_name":"b","session":"b@1","replace":true}"#,
+        "{\"op\":\"add\",\"source\":\"openvpn:north\",\"address\":\"127.0.0.7\",\
+         \"common_name\":\"b\",\"session\":\"b@1\",\"replace\":true}",
     );
     let refused = Device::connect("127.0.0.7", gateway.address()).ask(GET);
     assert_eq!(refused.status(), 503);

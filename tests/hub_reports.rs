@@ -251,7 +251,8 @@ fn a_hub_is_asked_soon_when_somebody_waits_for_its_report() {
     let mut feed = connect(&gateway);
     let mut add = |address: &str, device: &str| {
         feed.done(&format!(
-            r#"{{"op":"add","source":"openvpn:north","epoch":5,"address":"{address}","common_name":"acme.{device}","session":"acme.{device}@1795705817","replace":true}}"#
+            "{{\"op\":\"add\",\"source\":\"openvpn:north\",\"epoch\":5,\"address\":\"{address}\",\
+             \"common_name\":\"acme.{device}\",\"session\":\"acme.{device}@1795705817\",\"replace\":true}}"
         ));
     };
     let waits_for = |address: &str, device: &str| {
