@@ -14,7 +14,7 @@ use std::{
 use common::{
     PATIENCE,
     device::{self, Device},
-    gateway::{Gateway, PREAMBLE, acme},
+    gateway::{Gateway, PREAMBLE, account, acme},
     sockets,
     upstream::Upstream,
     wait_until,
@@ -22,14 +22,11 @@ use common::{
 use serde_json::Value;
 use socket2::SockRef;
 
-fn gateway(upstream: &str, format: &str) -> (Gateway, std::path::PathBuf) {
+fn gateway(accounts: &str, format: &str) -> (Gateway, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap().keep();
     let path = folder.join("access.log");
     let log = format!("[access_log]\npath = {path:?}\nformat = \"{format}\"\n");
-    (
-        Gateway::start(&format!("{PREAMBLE}{log}{}", acme(upstream))),
-        path,
-    )
+    (Gateway::start(&format!("{PREAMBLE}{log}{accounts}")), path)
 }
 
 fn lines(path: &std::path::Path) -> Vec<String> {
@@ -40,7 +37,7 @@ fn lines(path: &std::path::Path) -> Vec<String> {
 #[test]
 fn every_exchange_has_a_line_and_no_line_has_a_secret() {
     let upstream = Upstream::echo();
-    let (gateway, path) = gateway(&upstream.url(), "json");
+    let (gateway, path) = gateway(&acme(&upstream.url()), "json");
     let address = gateway.address();
     let mut device = Device::connect("127.0.0.7", address);
     let answer = device.ask(
@@ -92,7 +89,7 @@ fn every_exchange_has_a_line_and_no_line_has_a_secret() {
 #[test]
 fn a_refused_request_is_its_sender_s_however_early_it_is_refused() {
     let upstream = Upstream::echo();
-    let (gateway, path) = gateway(&upstream.url(), "json");
+    let (gateway, path) = gateway(&acme(&upstream.url()), "json");
     let long = "a".repeat(20_000);
     let refusals = [
         (&*format!("GET /{long} HTTP/1.1\r\nHost: m2u\r\n\r\n"), 414),
@@ -121,6 +118,21 @@ fn a_refused_request_is_its_sender_s_however_early_it_is_refused() {
 }
 
 #[test]
+fn a_device_whose_account_has_no_server_is_named() {
+    let upstream = Upstream::echo();
+    let bolt = account("bolt", "", &[("saw-01", "127.0.0.9")]);
+    let (gateway, path) = gateway(&format!("{}{bolt}", acme(&upstream.url())), "json");
+    let request = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+    let answer = device::ask("127.0.0.9", gateway.address(), request);
+    assert_eq!(answer.status(), 404);
+    gateway.stop();
+    let line: Value = serde_json::from_str(&lines(&path)[0]).unwrap();
+    let (account, device) = (&line["account"], &line["device"]);
+    assert_eq!((account, device), (&"bolt".into(), &"saw-01".into()));
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
 fn an_answer_that_the_device_did_not_get_is_not_logged() {
     let upstream = Upstream::start(|conversation| {
         conversation.request()?;
@@ -134,7 +146,7 @@ fn an_answer_that_the_device_did_not_get_is_not_logged() {
         )?;
         conversation.cut()
     });
-    let (gateway, path) = gateway(&upstream.url(), "json");
+    let (gateway, path) = gateway(&acme(&upstream.url()), "json");
     let mut device = Device::connect("127.0.0.7", gateway.address());
     for status in [200, 502] {
         let answer = device.ask("GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
@@ -164,7 +176,7 @@ fn a_device_that_goes_away_before_its_answer_is_logged_with_an_error() {
         conversation.write("HTTP/1.1 103 Early Hints\r\n\r\n")?;
         conversation.read_rest().map(|_| ())
     });
-    let (gateway, path) = gateway(&upstream.url(), "json");
+    let (gateway, path) = gateway(&acme(&upstream.url()), "json");
     let mut device = Device::connect("127.0.0.7", gateway.address());
     device.send("GET /lost HTTP/1.1\r\nHost: m2u\r\n\r\n");
     told.recv_timeout(PATIENCE).unwrap();
@@ -270,7 +282,7 @@ fn a_pipe_that_nobody_reads_does_not_hold_up_the_end() {
 #[test]
 fn a_moved_log_is_opened_anew_on_sighup() {
     let upstream = Upstream::echo();
-    let (mut gateway, path) = gateway(&upstream.url(), "text");
+    let (mut gateway, path) = gateway(&acme(&upstream.url()), "text");
     let ask = || {
         device::ask(
             "127.0.0.7",

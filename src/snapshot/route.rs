@@ -26,30 +26,35 @@ const SHARDS: usize = 256;
 pub struct RouteTable {
     /// By the account's number.
     shards: Box<[Arc<Shard>; SHARDS]>,
+    /// The *ref* of each account, of those as well that have no server.
+    refs: Arc<HashMap<AccountId, Box<str>>>,
 }
 
-#[derive(Debug, Default, Clone)]
-struct Shard {
-    routes: HashMap<(AccountId, Slot), Arc<Route>>,
-    /// One route of each account, for what all of them have in common.
-    accounts: HashMap<AccountId, Arc<Route>>,
-}
+type Shard = HashMap<(AccountId, Slot), Arc<Route>>;
 
 impl RouteTable {
-    /// The server that `account` configured for `slot`.
-    pub fn resolve(&self, account: AccountId, slot: Slot) -> Option<&Arc<Route>> {
-        self.shards[shard_of(account)].routes.get(&(account, slot))
+    /// No servers of accounts with these *refs*.
+    pub fn of(refs: Arc<HashMap<AccountId, Box<str>>>) -> Self {
+        let empty = Arc::default();
+        Self {
+            shards: Box::new(std::array::from_fn(|_| Arc::clone(&empty))),
+            refs,
+        }
     }
 
-    /// The *ref* of an account that has a server.
+    /// The server that `account` configured for `slot`.
+    pub fn resolve(&self, account: AccountId, slot: Slot) -> Option<&Arc<Route>> {
+        self.shards[shard_of(account)].get(&(account, slot))
+    }
+
+    /// The *ref* of an account.
     pub fn account_ref(&self, account: AccountId) -> Option<&str> {
-        let route = self.shards[shard_of(account)].accounts.get(&account);
-        route.map(|route| &*route.account_ref)
+        self.refs.get(&account).map(|reference| &**reference)
     }
 
     /// All routes, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.shards.iter().flat_map(|shard| shard.routes.values())
+        self.shards.iter().flat_map(|shard| shard.values())
     }
 
     /// The table with `routes` in the place of those of the same accounts and slots; it shares with
@@ -58,10 +63,10 @@ impl RouteTable {
         let mut shards = self.shards.clone();
         for route in routes {
             let shard = Arc::make_mut(&mut shards[shard_of(route.account)]);
-            shard.accounts.insert(route.account, Arc::clone(&route));
-            shard.routes.insert((route.account, route.slot), route);
+            shard.insert((route.account, route.slot), route);
         }
-        Self { shards }
+        let refs = Arc::clone(&self.refs);
+        Self { shards, refs }
     }
 }
 
@@ -71,22 +76,17 @@ fn shard_of(account: AccountId) -> usize {
 
 impl Default for RouteTable {
     fn default() -> Self {
-        let empty = Arc::default();
-        Self {
-            shards: Box::new(std::array::from_fn(|_| Arc::clone(&empty))),
-        }
+        Self::of(Arc::default())
     }
 }
 
 impl FromIterator<Route> for RouteTable {
     fn from_iter<I: IntoIterator<Item = Route>>(routes: I) -> Self {
-        routes.into_iter().map(Arc::new).collect()
-    }
-}
-
-impl FromIterator<Arc<Route>> for RouteTable {
-    fn from_iter<I: IntoIterator<Item = Arc<Route>>>(routes: I) -> Self {
-        Self::default().with_routes(routes)
+        let routes: Vec<_> = routes.into_iter().map(Arc::new).collect();
+        let refs = routes
+            .iter()
+            .map(|route| (route.account, route.account_ref.clone()));
+        Self::of(Arc::new(refs.collect())).with_routes(routes)
     }
 }
 
