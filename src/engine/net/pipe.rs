@@ -171,6 +171,7 @@ impl Splice {
         let received = self.held;
         let watch = self.sink.watch();
         watch.set_write(watch.deadlines().due_in(patience));
+        let mut has_just_moved = false;
         let result = loop {
             if self.held == 0 {
                 break Ok(());
@@ -178,6 +179,7 @@ impl Splice {
             let error = match sys::drain_pipe(&self.pipe.end, watch.fd(), self.held) {
                 Ok(sent) if sent > 0 => {
                     self.held -= sent;
+                    has_just_moved = true;
                     watch.set_write(watch.deadlines().due_in(patience));
                     continue;
                 }
@@ -185,6 +187,7 @@ impl Splice {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let outcome = self.sink.writable().await;
                     self.turn = 0;
+                    has_just_moved = false;
                     match outcome {
                         Ok(()) if !watch.write_expired() => continue,
                         outcome => outcome.err().unwrap_or(error),
@@ -197,8 +200,8 @@ impl Splice {
             let error = match error.kind() {
                 _ if watch.write_expired() => StreamError::TimedOut,
                 // One splice(2) is several sends inside. A reset that the second meets is not told, as the
-                // first has moved something, and the next call meets a mere end.
-                io::ErrorKind::BrokenPipe if began => {
+                // first has moved something, and the next call meets a mere end. Elsewhere that is one in order.
+                io::ErrorKind::BrokenPipe if has_just_moved => {
                     io::Error::from(io::ErrorKind::ConnectionReset).into()
                 }
                 _ => error.into(),
