@@ -15,11 +15,10 @@ use std::{
 use hickory_resolver::{
     Hosts, TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
-    lookup::Lookup,
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::{Query, ResponseCode},
-        rr::{Name, Record, RecordType},
+        rr::{Name, RData, Record, RecordType},
     },
     system_conf,
 };
@@ -195,9 +194,9 @@ impl Servers {
     async fn lookup(self, name: Name) -> Answers {
         let mut last = Answers::failed("it is no DNS name");
         for candidate in self.candidates(&name) {
-            let v6 = self.dns.lookup(candidate.clone(), RecordType::AAAA);
-            let v4 = self.dns.lookup(candidate, RecordType::A);
-            let ((v6, v6_ttl), (v4, v4_ttl)) = both(answer(v6), answer(v4)).await;
+            let v6 = self.ask(&candidate, RecordType::AAAA);
+            let v4 = self.ask(&candidate, RecordType::A);
+            let ((v6, v6_ttl), (v4, v4_ttl)) = both(v6, v4).await;
             let ttl = v6_ttl.into_iter().chain(v4_ttl).min().unwrap_or_default();
             last = Answers { v6, v4, ttl };
             if !matches!((&last.v6, &last.v4), (Answer::Absent(_), Answer::Absent(_))) {
@@ -205,6 +204,21 @@ impl Servers {
             }
         }
         last
+    }
+
+    async fn ask(&self, name: &Name, family: RecordType) -> Dated {
+        let lookup = match self.dns.lookup(name.clone(), family).await {
+            Ok(lookup) => lookup,
+            Err(error) => return (refusal(&error), None),
+        };
+        let records = lookup.answers();
+        let addresses = addresses(name, family, records);
+        if addresses.is_empty() {
+            return (Answer::Absent("the name has no address".into()), None);
+        }
+        let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
+        let ttl = Duration::from_secs(ttl.into());
+        (Answer::Found(addresses), Some(ttl))
     }
 
     /// The complete names that a name may stand for, in the order of resolv.conf(5).
@@ -270,31 +284,26 @@ async fn soon(first: &Dated, second: impl Future<Output = Dated>) -> Dated {
     patience.unwrap_or_else(|_| late())
 }
 
-async fn answer(lookup: impl Future<Output = Result<Lookup, NetError>>) -> Dated {
-    let lookup = match lookup.await {
-        Ok(lookup) => lookup,
-        Err(error) => return (refusal(&error), None),
-    };
-    let records = lookup.answers();
-    let addresses = addresses(lookup.query(), records);
-    if addresses.is_empty() {
-        return (Answer::Absent("the name has no address".into()), None);
+/// The addresses of `name`, each once, also behind its aliases: a name server may say more than it was asked.
+fn addresses(name: &Name, family: RecordType, records: &[Record]) -> Vec<IpAddr> {
+    let mut name = name;
+    // As many steps as there are records, or an alias of itself would never end.
+    for _ in records {
+        let mut own = records.iter().filter(|record| record.name == *name);
+        let alias = own.find_map(|record| match &record.data {
+            RData::CNAME(alias) => Some(&alias.0),
+            _ => None,
+        });
+        match alias {
+            Some(alias) => name = alias,
+            None => break,
+        }
     }
-    let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
-    let ttl = Duration::from_secs(ttl.into());
-    (Answer::Found(addresses), Some(ttl))
-}
-
-/// The addresses that answer `query`, each once. A name server may say more than it was asked: what it says
-/// of other names counts only where the resolver has followed aliases there.
-fn addresses(query: &Query, records: &[Record]) -> Vec<IpAddr> {
-    let asked = |record: &&Record| record.record_type() == query.query_type();
-    let is_own = |record: &Record| record.name == *query.name();
-    let has_own = records.iter().filter(asked).any(is_own);
     let mut addresses = Vec::new();
-    for record in records.iter().filter(asked) {
-        if let Some(address) = record.data.ip_addr()
-            && (is_own(record) || !has_own)
+    for record in records {
+        if record.name == *name
+            && record.record_type() == family
+            && let Some(address) = record.data.ip_addr()
             && !addresses.contains(&address)
         {
             addresses.push(address);
@@ -320,37 +329,46 @@ fn refusal(error: &NetError) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use hickory_resolver::proto::rr::rdata::CNAME;
+
     use super::*;
 
     #[test]
     fn a_name_servers_answer_counts_for_what_it_was_asked() {
-        let record = |name: &str, address: &str| {
-            let name = Name::from_ascii(name).expect("a name");
-            let address: IpAddr = address.parse().expect("an address");
-            Record::from_rdata(name, 30, address.into())
+        let name = |text: &str| Name::from_ascii(text).expect("a name");
+        let record = |owner: &str, data: &str| {
+            let data = match data.parse::<IpAddr>() {
+                Ok(address) => address.into(),
+                Err(_) => RData::CNAME(CNAME(name(data))),
+            };
+            Record::from_rdata(name(owner), 30, data)
         };
-        let query = |record_type| {
-            let name = Name::from_ascii("ingest.example.").expect("a name");
-            Query::query(name, record_type)
-        };
-        let found = |query: &Query, records: &[Record]| -> Vec<String> {
-            let addresses = addresses(query, records);
+        let found = |family, records: &[Record]| -> Vec<String> {
+            let addresses = addresses(&name("ingest.example."), family, records);
             addresses.iter().map(ToString::to_string).collect()
         };
-        let records = [
+        let (v4, v6) = (RecordType::A, RecordType::AAAA);
+        let direct = [
             record("INGEST.example.", "192.0.2.7"),
             record("other.example.", "192.0.2.8"),
             record("ingest.example.", "192.0.2.9"),
             record("ingest.example.", "192.0.2.7"),
             record("ingest.example.", "2001:db8::7"),
         ];
-        let (v4, v6) = (query(RecordType::A), query(RecordType::AAAA));
-        assert_eq!(found(&v4, &records), ["192.0.2.7", "192.0.2.9"]);
-        assert_eq!(found(&v6, &records), ["2001:db8::7"]);
-        // The end of a chain of aliases.
-        let followed = [record("edge.example.", "192.0.2.1")];
-        assert_eq!(found(&v4, &followed), ["192.0.2.1"]);
-        assert_eq!(found(&v6, &followed), Vec::<String>::new());
+        assert_eq!(found(v4, &direct), ["192.0.2.7", "192.0.2.9"]);
+        assert_eq!(found(v6, &direct), ["2001:db8::7"]);
+        let aliased = [
+            record("edge.example.", "192.0.2.1"),
+            record("other.example.", "192.0.2.8"),
+            record("cdn.example.", "edge.example."),
+            record("ingest.example.", "cdn.example."),
+        ];
+        assert_eq!(found(v4, &aliased), ["192.0.2.1"]);
+        let circular = [
+            record("cdn.example.", "ingest.example."),
+            record("ingest.example.", "cdn.example."),
+        ];
+        assert_eq!(found(v4, &circular), Vec::<String>::new());
     }
 
     #[test]
