@@ -230,8 +230,10 @@ impl Roster {
 /// Whether a device that the configuration gives `device` to could speak as any other, for whoever
 /// connects from `believed` is believed when it says who speaks.
 pub fn overlaps_believed(device: IpNet, believed: IpNet) -> bool {
+    let is_host = device.prefix_len() == device.max_prefix_len();
     // A balancer that is named by itself in both places is meant: it speaks for its own checks.
-    device != believed && (device.contains(&believed) || believed.contains(&device))
+    let is_balancer = is_host && device == believed;
+    !is_balancer && (device.contains(&believed) || believed.contains(&device))
 }
 
 /// Says that another device has `network` already.
