@@ -250,7 +250,8 @@ fn both_versions_carry_bodies_of_any_size() {
         let mut device = device::Device::connect("127.0.0.7", gateway.address());
         // Around the sizes of records and of buffers.
         for size in [
-            0, 1, 8_186, 8_187, 8_192, 16_384, 65_535, 65_536, 65_537, 300_000,
+            0, 1, 8_186, 8_187, 8_192, 16_384, 61_439, 61_440, 61_441, 65_535, 65_536, 65_537,
+            114_687, 114_688, 114_689, 131_072, 300_000,
         ] {
             let body: Vec<u8> = (0..size).map(|index| (index * 7 % 251) as u8).collect();
             let head = format!("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: {size}\r\n\r\n");

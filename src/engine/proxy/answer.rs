@@ -182,7 +182,8 @@ impl<'a> Answer<'a> {
                 Ok(Some(length)) if length <= head_bytes_max => {
                     self.take_burst().await;
                     match self.hear(length, outbox).map_err(NoHead::Failed)? {
-                        // It had given up waiting before the request reached it (RFC 9110 §15.5.9).
+                        // A server that gave up waiting before the request reached it (RFC 9110 §15.5.9); whatever
+                        // else it may be is repeated once as well.
                         Heard::Final(Start {
                             status: 408,
                             upstream: Persist::Close,
