@@ -249,6 +249,9 @@ fn what_is_shown_is_a_configuration_that_shows_the_same() {
     assert!(shown.contains("domain = \"other.example\"\n"));
     assert!(shown.contains("address = \"127.0.0.9:81\""));
     assert!(shown.contains("#   --relay-bytes    8192\n"));
+    // One flag sets both.
+    let default = folder.shows(&[]);
+    assert!(default.contains("#   --relay-bytes    61440, with TLS 114688\n"));
     assert!(shown.contains("#   --nameserver     192.0.2.53:53\n"));
     // In another folder: every path must still be right.
     let elsewhere = Folder {

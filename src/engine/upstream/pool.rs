@@ -209,12 +209,20 @@ mod tests {
                 pools.put(PoolId(1), connection, LONG);
                 listener.accept().expect("accept").0
             };
-            let _young = put(deadlines.due_in(LONG));
+            let young = deadlines.due_in(Duration::ZERO);
+            let mut young_server = put(young);
             assert_eq!(pools.len(), 1);
-            let mut server = put(old);
+            let mut old_server = put(old);
             assert_eq!(pools.len(), 1);
-            assert_eq!(server.read(&mut [0]).expect("an end"), 0);
-            pools.clear();
+            assert_eq!(old_server.read(&mut [0]).expect("an end"), 0);
+            // Nor after it has idled to that age.
+            while !deadlines.is_past(young) {
+                now += Duration::from_millis(10);
+                deadlines.sweep_at(now);
+            }
+            pools.sweep();
+            assert!(pools.is_empty());
+            assert_eq!(young_server.read(&mut [0]).expect("an end"), 0);
         });
     }
 }
