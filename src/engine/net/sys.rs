@@ -45,6 +45,19 @@ pub fn hold_last_segment(fd: RawFd) {
     let _ = SockRef::from(&borrowed).set_tcp_cork(true);
 }
 
+/// Bytes of a stream that a connection's system sends as one packet at most: as many whole segments
+/// (`TCP_MAXSEG`, tcp(7)) as fit the 64 KiB that are cut into segments at once.
+pub fn packet_bytes(fd: RawFd) -> usize {
+    // SAFETY: the caller owns the socket for the whole call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let most = u32::from(u16::MAX);
+    let segment = match SockRef::from(&borrowed).tcp_mss() {
+        Ok(segment) => segment.clamp(1, most),
+        Err(_) => 1,
+    };
+    (most - most % segment) as usize
+}
+
 /// Takes what waits in a listener's queue, at most `count` connections, and never waits for more.
 pub fn accept_queued(fd: RawFd, count: usize) -> Vec<(TcpStream, SocketAddr)> {
     // SAFETY: the caller owns the listener for the whole call.
@@ -84,10 +97,19 @@ pub fn is_quiet(fd: RawFd) -> bool {
 
 /// Whether bytes wait on a connection. An error that waits is left for the receive that meets it.
 pub fn has_bytes(fd: RawFd) -> bool {
+    waiting(fd) > 0
+}
+
+/// Bytes that wait on a connection.
+pub fn waiting(fd: RawFd) -> usize {
     let mut count: libc::c_int = 0;
     // SAFETY: the number lives on our stack for the whole call, and has the type that it fills.
     let answer = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut count) };
-    answer == 0 && count > 0
+    if answer == 0 {
+        count.max(0) as usize
+    } else {
+        0
+    }
 }
 
 /// Sends as much of `bytes` as the socket takes without waiting; answers how many bytes that is, 0 if it
@@ -247,4 +269,27 @@ pub fn reset(fd: RawFd) {
 pub fn give_memory_back() {
     // SAFETY: takes no pointer, and touches nothing that is in use.
     unsafe { libmimalloc_sys::mi_collect(true) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_packet_is_whole_segments() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let near = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let near = near.expect("a socket");
+        // As on Ethernet; the kernel takes what options need from it.
+        near.set_tcp_mss(1_460).expect("a socket");
+        let address = listener.local_addr().expect("bound");
+        near.connect(&address.into()).expect("connect");
+        let segment = near.tcp_mss().expect("connected") as usize;
+        assert!(segment <= 1_460);
+        let packet = packet_bytes(near.as_raw_fd());
+        assert_eq!(packet % segment, 0);
+        assert!((65_536 - segment..65_536).contains(&packet), "{packet}");
+    }
 }
