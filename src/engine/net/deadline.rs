@@ -494,6 +494,12 @@ impl Watch {
         sys::shutdown(self.fd, side);
     }
 
+    /// Acknowledges what has come of something longer: its sender may wait for that before it goes on
+    /// (Nagle, RFC 9293 §3.7.4).
+    pub fn acknowledge(&self) {
+        sys::acknowledge(self.fd);
+    }
+
     /// Has what is sent next wait for the end that follows at once, so that both take one segment.
     pub fn hold_last_segment(&self) {
         sys::hold_last_segment(self.fd);

@@ -45,6 +45,9 @@ pub fn bind(address: SocketAddr, cores: usize) -> io::Result<(SocketAddr, Vec<St
         socket.set_tcp_nodelay(true)?;
         socket.bind(&bound.into())?;
         socket.listen(limits::ACCEPT_QUEUE_MAX)?;
+        // Inherited likewise, but only from a socket that listens: a first request is acknowledged by what
+        // answers it, as later ones are, or within 40 ms. Whoever awaits more of it says so.
+        socket.set_tcp_quickack(false)?;
         let listener = StdListener::from(socket);
         bound = listener.local_addr()?;
         listeners.push(listener);
@@ -181,6 +184,7 @@ mod tests {
     use std::net::TcpStream as Peer;
 
     use monoio::{IoUringDriver, RuntimeBuilder};
+    use socket2::SockRef;
 
     use super::*;
 
@@ -218,6 +222,18 @@ mod tests {
         assert_eq!(peers, made);
         let error = Peer::connect(address).expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn what_comes_first_is_acknowledged_by_its_answer_or_when_more_is_awaited() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (address, listeners) = bind(any, 1).expect("loopback");
+        let _device = Peer::connect(address).expect("a connection");
+        let (near, _) = listeners[0].accept().expect("it was made");
+        let is_quick = || SockRef::from(&near).tcp_quickack().expect("a socket");
+        assert!(!is_quick());
+        sys::acknowledge(near.as_raw_fd());
+        assert!(is_quick());
     }
 
     #[test]

@@ -312,9 +312,13 @@ impl Device {
                 Ok(Parsed::Complete { source, consumed }) => {
                     self.inbox.drain(..consumed);
                     self.source = source.map_or(self.source, |source| source.ip().to_canonical());
+                    if self.inbox.is_empty() {
+                        self.watch.acknowledge();
+                    }
                     return Ok(());
                 }
-                Ok(Parsed::Partial) => {}
+                Ok(Parsed::Partial) if self.inbox.is_empty() => {}
+                Ok(Parsed::Partial) => self.watch.acknowledge(),
                 Err(_) => return Err(Stop::Failed(Failure::MalformedHead)),
             }
             // A header is shorter than a parked buffer, or `parse` has refused it by now.
@@ -383,8 +387,10 @@ impl Device {
                     }
                 }
                 Found::Part => {
-                    let due =
-                        *due.get_or_insert_with(|| shard.deadlines.due_in(shard.timeouts.head));
+                    let due = *due.get_or_insert_with(|| {
+                        self.watch.acknowledge();
+                        shard.deadlines.due_in(shard.timeouts.head)
+                    });
                     self.receive_more(shard, due).await?;
                 }
             }
