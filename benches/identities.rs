@@ -133,7 +133,7 @@ fn route(account: u32, port: u16) -> Route {
         account_ref: reference.as_str().into(),
         slot: Slot::FIRST,
         upstream: Arc::new(Upstream {
-            pool: PoolId(account),
+            pool: Arc::new(PoolId(account)),
             scheme: Scheme::Http,
             host: "server.example".into(),
             port,

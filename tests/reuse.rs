@@ -1,5 +1,6 @@
 //! Which connections to servers may carry a next request, perhaps another device's: never one that
-//! a device may have logged in or left a body on, nor one whose address has been refused since.
+//! a device may have logged in or left a body on, nor one whose address has been refused since. And which
+//! are kept for that: a few, and none that no settings lead to any more.
 
 #![allow(clippy::unwrap_used)]
 
@@ -302,6 +303,62 @@ fn a_connection_to_a_network_that_is_refused_since_is_not_used_again() {
     );
     assert_eq!(upstream.requests().len(), 1);
     wait_until("the old connection to end", || upstream.open() == 0);
+    gateway.stop();
+}
+
+#[test]
+fn idle_connections_that_no_settings_lead_to_are_let_go() {
+    let (arrived, told) = mpsc::channel();
+    let (go, wanted) = mpsc::channel();
+    let (arrived, wanted) = (Mutex::new(arrived), Mutex::new(wanted));
+    let before = Upstream::start(move |conversation| {
+        while let Some(request) = conversation.request()? {
+            if request.target() == "/slow" {
+                arrived.lock().unwrap().send(()).map_err(io::Error::other)?;
+                wanted.lock().unwrap().recv().map_err(io::Error::other)?;
+            }
+            conversation.answer("ok")?;
+        }
+        Ok(())
+    });
+    let (after, other) = (Upstream::echo(), Upstream::echo());
+    let tables = "[timeouts]\npool = \"10m\"\n";
+    let accounts = |url: &str| {
+        let servers = server("m2u", url) + &server("m2u2", &other.url());
+        account(
+            "acme",
+            &servers,
+            &[("press-07", PRESS), ("press-08", OTHER)],
+        )
+    };
+    let mut gateway = gateway(tables, &accounts(&before.url()), &[]);
+    let other_get = GET.replace("m2u", "m2u2");
+    let mut slow = Device::connect(OTHER, gateway.address());
+    slow.send(GET.replace("GET /", "GET /slow"));
+    told.recv_timeout(PATIENCE).unwrap();
+    for request in [GET, &other_get] {
+        let answer = device::ask(PRESS, gateway.address(), request);
+        assert_eq!(answer.status(), 200);
+    }
+    assert_eq!((before.open(), other.open()), (2, 1));
+
+    let path = gateway.path("m2u.toml");
+    fs::write(
+        path,
+        format!("{PREAMBLE}{tables}{}", accounts(&after.url())),
+    )
+    .unwrap();
+    gateway.signal("HUP");
+    gateway.wait_for_log("m2u: reloaded");
+    // What is under way has the old settings to its end.
+    go.send(()).unwrap();
+    assert_eq!(slow.receive().status(), 200);
+    wait_until("both to end", || before.open() == 0);
+    for request in [GET, &other_get] {
+        let answer = device::ask(PRESS, gateway.address(), request);
+        assert_eq!(answer.status(), 200);
+    }
+    assert_eq!((after.connections(), other.connections()), (1, 1));
     gateway.stop();
 }
 

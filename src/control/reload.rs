@@ -85,7 +85,7 @@ struct PoolKey {
 /// A set of connections.
 #[derive(Debug)]
 struct Pool {
-    id: PoolId,
+    id: Arc<PoolId>,
     /// What its connections are made with, and the sessions that they resume.
     tls: Option<UpstreamTls>,
 }
@@ -109,7 +109,7 @@ struct Plan {
 
 #[derive(Debug)]
 struct UpstreamPlan {
-    pool: PoolId,
+    pool: Arc<PoolId>,
     scheme: Scheme,
     host: Box<str>,
     port: u16,
@@ -184,8 +184,8 @@ impl Assembly {
     /// Forgets whatever no settings have by now, also what refused ones would have had.
     fn forget_unused(&mut self) {
         let upstreams = self.plans().flat_map(|plan| &plan.upstreams);
-        let pools: HashSet<PoolId> = upstreams.map(|upstream| upstream.pool).collect();
-        self.pools.retain(|_, pool| pools.contains(&pool.id));
+        let pools: HashSet<PoolId> = upstreams.map(|upstream| *upstream.pool).collect();
+        self.pools.retain(|_, pool| pools.contains(&*pool.id));
         let trusts: HashSet<TrustId> = self.pools.keys().filter_map(|key| key.trust).collect();
         self.trusts.retain(&trusts);
     }
@@ -217,7 +217,7 @@ impl Assembly {
                     Some(index) => *index,
                     None => {
                         let pool = self.pool(&key, trusted.as_ref())?;
-                        let index = plan.add(UpstreamPlan::new(pool.id, &key, pool.tls.clone()));
+                        let index = plan.add(UpstreamPlan::new(pool, &key));
                         planned.insert(key, index);
                         index
                     }
@@ -311,7 +311,7 @@ impl Assembly {
                             .map_err(|_| ReloadError::Host(key.host.clone()))?,
                     }),
                 };
-                let id = PoolId(self.pool_next);
+                let id = Arc::new(PoolId(self.pool_next));
                 self.pool_next += 1;
                 Ok(place.insert(Pool { id, tls }))
             }
@@ -401,7 +401,7 @@ impl Plan {
 }
 
 impl UpstreamPlan {
-    fn new(pool: PoolId, key: &PoolKey, tls: Option<UpstreamTls>) -> Self {
+    fn new(pool: &Pool, key: &PoolKey) -> Self {
         let literal: Option<IpAddr> = without_brackets(&key.host).parse().ok();
         let source = match (key.fixed.as_slice(), literal) {
             ([], Some(address)) => {
@@ -411,12 +411,12 @@ impl UpstreamPlan {
             (fixed, _) => Source::Fixed(fixed.into()),
         };
         Self {
-            pool,
+            pool: Arc::clone(&pool.id),
             scheme: key.scheme,
             host: key.host.as_str().into(),
             port: key.port,
             source,
-            tls,
+            tls: pool.tls.clone(),
             routes: Vec::new(),
             current: None,
         }
@@ -442,7 +442,7 @@ impl UpstreamPlan {
             return Arc::clone(current);
         }
         let current = Arc::new(Upstream {
-            pool: self.pool,
+            pool: Arc::clone(&self.pool),
             scheme: self.scheme,
             host: self.host.clone(),
             port: self.port,

@@ -134,8 +134,8 @@ pub enum Stamp {
 /// Where a server is and how it is trusted: everything that makes two connections different.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Which connections may be shared.
-    pub pool: PoolId,
+    /// Which connections may be shared. With the last upstream that has it they are let go.
+    pub pool: Arc<PoolId>,
     /// Plain or TLS.
     pub scheme: Scheme,
     /// Host of the server's URL, lower-case.

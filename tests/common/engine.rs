@@ -21,7 +21,7 @@ pub fn route(slot: Slot, address: SocketAddr, tls: Option<UpstreamTls>) -> Route
         account_ref: "acme".into(),
         slot,
         upstream: Arc::new(Upstream {
-            pool: PoolId(slot.number().into()),
+            pool: Arc::new(PoolId(slot.number().into())),
             scheme: if tls.is_some() {
                 Scheme::Https
             } else {

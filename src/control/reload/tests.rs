@@ -56,7 +56,7 @@ fn pools(assembly: &mut Assembly, settings: &Settings) -> Vec<PoolId> {
     let snapshot = assembly.first_snapshot(&Resolver::new(None));
     let servers = settings.accounts.iter().flat_map(|a| &a.servers);
     servers
-        .map(|server| route(&snapshot, &server.slot.to_string()).upstream.pool)
+        .map(|server| *route(&snapshot, &server.slot.to_string()).upstream.pool)
         .collect()
 }
 
@@ -265,5 +265,5 @@ fn settings_that_cannot_be_used_leave_those_before_in_force() {
     assert!(assembly.snapshot(&resolver, ["one.example"]).is_none());
     assert_eq!(assembly.names().collect::<Vec<_>>(), ["one.example"]);
     let still = assembly.first_snapshot(&resolver);
-    assert_eq!(route(&still, "m2u").upstream.pool, pool);
+    assert_eq!(*route(&still, "m2u").upstream.pool, pool);
 }

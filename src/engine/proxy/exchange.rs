@@ -143,7 +143,7 @@ async fn deliver(
                 let route = plan.route;
                 shard
                     .pools
-                    .put(route.upstream.pool, connection, route.timeouts.pool);
+                    .put(&route.upstream.pool, connection, route.timeouts.pool);
                 return after;
             }
             Ended::Over {

@@ -1,6 +1,7 @@
 //! Idle connections to servers, kept by one core for its next requests.
 //!
-//! Keyed by [`PoolId`], which is another for everything that makes two connections different.
+//! Keyed by [`PoolId`], which is another for everything that makes two connections different. Those of
+//! which no snapshot that is in use has the id any more are let go.
 //! Never hands out a connection on which anything has arrived: a server that spoke or closed while
 //! nobody asked is not trusted with a request.
 
@@ -8,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -26,12 +28,19 @@ use crate::{
 #[derive(Debug)]
 pub struct Pools {
     deadlines: Rc<Deadlines>,
-    idle: RefCell<HashMap<PoolId, Vec<Idle>>>,
+    idle: RefCell<HashMap<PoolId, Pool>>,
     count: Cell<usize>,
     /// Addresses that lately did not answer, and until when they are tried last.
     silent: RefCell<Vec<(SocketAddr, Due)>>,
     per_server_max: usize,
     total_max: usize,
+}
+
+/// The idle connections of one id.
+#[derive(Debug)]
+struct Pool {
+    id: Weak<PoolId>,
+    waiting: Vec<Idle>,
 }
 
 #[derive(Debug)]
@@ -95,7 +104,7 @@ impl Pools {
     /// address that the server's name no longer has, are let go.
     pub fn take(&self, upstream: &Upstream) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let waiting = idle.get_mut(&upstream.pool)?;
+        let waiting = &mut idle.get_mut(&*upstream.pool)?.waiting;
         while let Some(Idle {
             mut connection,
             due,
@@ -112,9 +121,13 @@ impl Pools {
     }
 
     /// Keeps a connection for at most `idle_max`, or lets it go where there is no room, or it is too old.
-    pub fn put(&self, pool: PoolId, mut connection: Connection, idle_max: Duration) {
+    pub fn put(&self, id: &Arc<PoolId>, mut connection: Connection, idle_max: Duration) {
         let mut idle = self.idle.borrow_mut();
-        let waiting = idle.entry(pool).or_default();
+        let new = || Pool {
+            id: Arc::downgrade(id),
+            waiting: Vec::new(),
+        };
+        let waiting = &mut idle.entry(**id).or_insert_with(new).waiting;
         let has_room = waiting.len() < self.per_server_max && self.count.get() < self.total_max;
         if !has_room || self.deadlines.is_past(connection.retires) {
             return connection.stream.close();
@@ -125,15 +138,19 @@ impl Pools {
         waiting.push(Idle { connection, due });
     }
 
-    /// Lets go of connections that idled too long, and of those that the server closed.
+    /// Lets go of connections that idled too long, of those that the server closed, and of those that no
+    /// request can be sent through any more.
     pub fn sweep(&self) {
         if self.count.get() == 0 {
             return;
         }
         let mut kept = 0;
-        self.idle.borrow_mut().retain(|_, waiting| {
+        self.idle.borrow_mut().retain(|_, Pool { id, waiting }| {
+            let is_replaced = id.strong_count() == 0;
             let is_over = |idle: &mut Idle| {
-                self.deadlines.is_past(idle.due) || !idle.connection.stream.is_quiet()
+                is_replaced
+                    || self.deadlines.is_past(idle.due)
+                    || !idle.connection.stream.is_quiet()
             };
             for Idle { connection, .. } in waiting.extract_if(.., is_over) {
                 connection.stream.close();
@@ -150,7 +167,7 @@ impl Pools {
             .idle
             .borrow_mut()
             .drain()
-            .flat_map(|(_, waiting)| waiting)
+            .flat_map(|(_, pool)| pool.waiting)
         {
             idle.connection.stream.close();
         }
@@ -197,6 +214,7 @@ mod tests {
                 now += Duration::from_millis(10);
                 deadlines.sweep_at(now);
             }
+            let id = Arc::new(PoolId(1));
             let put = |retires| {
                 let socket = net::TcpStream::connect(address).expect("connect");
                 let socket = TcpStream::from_std(socket).expect("the ring takes it");
@@ -206,7 +224,7 @@ mod tests {
                     address,
                     retires,
                 };
-                pools.put(PoolId(1), connection, LONG);
+                pools.put(&id, connection, LONG);
                 listener.accept().expect("accept").0
             };
             let young = deadlines.due_in(Duration::ZERO);

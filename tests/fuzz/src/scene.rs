@@ -155,7 +155,7 @@ fn route(variant: u8, number: u16) -> Route {
         account_ref: reference.as_str().into(),
         slot: slot(number),
         upstream: Arc::new(Upstream {
-            pool: PoolId(u32::from(variant) * 2 + u32::from(number)),
+            pool: Arc::new(PoolId(u32::from(variant) * 2 + u32::from(number))),
             scheme: Scheme::Http,
             host: format!("{}.example", host(number)).into(),
             port: 8443,
