@@ -287,8 +287,11 @@ pub const TLS_FLIGHT_BYTES: usize = 4_096;
 pub const SPLICE_BYTES_DEFAULT: u64 = 65_536;
 /// Bytes that one pipe holds: what is moved in one piece at most.
 pub const PIPE_BYTES: usize = 262_144;
-/// Bytes of one body that are moved in pieces of one packet, before they get as long as a pipe: 0.85 to 0.9 of
-/// the CPU for a body of one megabyte, but 1.4 for uploads of 64 that go that way to their end.
+/// Bytes of a piece that leaves as one packet, where one segment is not longer (on the loopback it is): the
+/// pages of less than that fill what one send inside of splice(2) takes.
+pub const SPLICE_PACKET_BYTES: usize = 49_152;
+/// Bytes of one body that are moved by such pieces, before they get as long as a pipe; uploads of 64 MiB that
+/// go that way to their end cost more (`perf/README.md`).
 pub const SPLICE_BY_PACKETS_BYTES: usize = 1 << 20;
 /// Bytes of one body that are moved before others have their turn on the same core, if neither
 /// socket ever stands in its way: 0.7 ms at 12 GB/s. Turns of one megabyte cost four such bodies 30

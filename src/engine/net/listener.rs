@@ -46,7 +46,7 @@ pub fn bind(address: SocketAddr, cores: usize) -> io::Result<(SocketAddr, Vec<St
         socket.bind(&bound.into())?;
         socket.listen(limits::ACCEPT_QUEUE_MAX)?;
         // Inherited likewise, but only from a socket that listens: a first request is acknowledged by what
-        // answers it, as later ones are, or within 40 ms. Whoever awaits more of it says so.
+        // answers it, as later ones are, or within 40 ms. Whoever awaits more of a message acknowledges it.
         socket.set_tcp_quickack(false)?;
         let listener = StdListener::from(socket);
         bound = listener.local_addr()?;

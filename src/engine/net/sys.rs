@@ -53,17 +53,13 @@ pub fn acknowledge(fd: RawFd) {
     let _ = SockRef::from(&borrowed).set_tcp_quickack(true);
 }
 
-/// Bytes of a stream that a connection's system sends as one packet at most: as many whole segments
-/// (`TCP_MAXSEG`, tcp(7)) as fit the 64 KiB that are cut into segments at once.
-pub fn packet_bytes(fd: RawFd) -> usize {
+/// Bytes of a connection's longest segment (`TCP_MAXSEG`, tcp(7)); 0 if that is not known.
+pub fn segment_bytes(fd: RawFd) -> usize {
     // SAFETY: the caller owns the socket for the whole call.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let most = u32::from(u16::MAX);
-    let segment = match SockRef::from(&borrowed).tcp_mss() {
-        Ok(segment) => segment.clamp(1, most),
-        Err(_) => 1,
-    };
-    (most - most % segment) as usize
+    SockRef::from(&borrowed)
+        .tcp_mss()
+        .map_or(0, |bytes| bytes as usize)
 }
 
 /// Takes what waits in a listener's queue, at most `count` connections, and never waits for more.
@@ -277,27 +273,4 @@ pub fn reset(fd: RawFd) {
 pub fn give_memory_back() {
     // SAFETY: takes no pointer, and touches nothing that is in use.
     unsafe { libmimalloc_sys::mi_collect(true) };
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn a_packet_is_whole_segments() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-        let near = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-        let near = near.expect("a socket");
-        // As on Ethernet; the kernel takes what options need from it.
-        near.set_tcp_mss(1_460).expect("a socket");
-        let address = listener.local_addr().expect("bound");
-        near.connect(&address.into()).expect("connect");
-        let segment = near.tcp_mss().expect("connected") as usize;
-        assert!(segment <= 1_460);
-        let packet = packet_bytes(near.as_raw_fd());
-        assert_eq!(packet % segment, 0);
-        assert!((65_536 - segment..65_536).contains(&packet), "{packet}");
-    }
 }

@@ -208,6 +208,9 @@ impl<'a> Answer<'a> {
                 Err(_) => return Err(NoHead::Failed(Failure::ResponseMalformed)),
             }
             scanned = self.received.len();
+            if scanned > 0 {
+                self.upstream_watch.acknowledge();
+            }
             let mut buffer = std::mem::take(&mut self.received);
             if buffer.len() == buffer.capacity() {
                 buffer = self.shard.buffers.enlarge(buffer);
@@ -318,6 +321,10 @@ impl<'a> Answer<'a> {
         let (result, back) = self.device.write_all(interim, 0, patience).await;
         // The final head may be long in coming.
         self.shard.buffers.put(back);
+        // What was sent took acknowledgements along; of the body, more is to come that it does not answer.
+        if self.flow.request.get() == RequestPhase::Sending {
+            self.device_watch.acknowledge();
+        }
         result.map_err(|failed| NoHead::DeviceLost(Failure::from_device(&failed.error)))
     }
 
@@ -326,6 +333,9 @@ impl<'a> Answer<'a> {
         self.flow.response.set(ResponsePhase::Relaying);
         // The upload may have set the head's while an interim answer was being sent.
         self.upstream_watch.clear_read();
+        if !start.intake.is_done() {
+            self.upstream_watch.acknowledge();
+        }
         self.shard.buffers.put(std::mem::take(&mut self.received));
         let Start {
             mut intake,

@@ -381,6 +381,10 @@ impl Device {
                     return Ok(Some(length));
                 }
                 Found::Nothing => {
+                    // An empty line is no request, and nothing answers it.
+                    if search.skipped > 0 {
+                        self.watch.acknowledge();
+                    }
                     due = None;
                     if self.receive_first(shard).await?.is_none() {
                         return Ok(None);
