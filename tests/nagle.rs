@@ -47,11 +47,15 @@ fn answer(conversation: &mut Conversation) -> Step {
     Ok(())
 }
 
-/// Answers in four pieces.
+/// Answers in pieces; what `/apart` asks for with a head that is whole.
 fn answer_in_pieces(conversation: &mut Conversation) -> Step {
     conversation.socket().set_nodelay(false)?;
-    while conversation.request()?.is_some() {
-        for piece in ["HTTP/1.1 200 OK\r\nContent-", "Length: 2\r\n\r\n", "o", "k"] {
+    while let Some(request) = conversation.request()? {
+        let head: &[&str] = match request.target() {
+            "/apart" => &["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"],
+            _ => &["HTTP/1.1 200 OK\r\nContent-", "Length: 2\r\n\r\n"],
+        };
+        for piece in [head, &["o", "k"]].concat() {
             conversation.write(piece)?;
         }
     }
@@ -158,7 +162,12 @@ fn nor_does_an_answer_in_pieces() {
     let ca = format!("ca = {}\n", quoted(&authority.pem()));
     let servers = server("m2u", &plain.url()) + &server("m2u2", &url) + &ca;
     let gateway = Gateway::with(&account("acme", &servers, &[("press-07", PRESS)]));
-    for get in [GET, "GET / HTTP/1.1\r\nHost: m2u2\r\n\r\n"] {
+    for get in [
+        GET,
+        "GET /apart HTTP/1.1\r\nHost: m2u\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: m2u2\r\n\r\n",
+        "GET /apart HTTP/1.1\r\nHost: m2u2\r\n\r\n",
+    ] {
         for on_one in [false, true] {
             let is_undelayed = is_undelayed(&gateway, PRESS, &[Send(get)], on_one);
             assert!(is_undelayed, "{get}, all on one connection: {on_one}");
