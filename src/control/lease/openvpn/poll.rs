@@ -4,7 +4,14 @@
 //! until that is over, but no more than once a second. Prints nothing: what is worth telling comes out with a
 //! report, or in its place, and once only.
 
-use std::{fmt, fs, future::pending, mem, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    fmt, fs,
+    future::pending,
+    iter, mem,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use tokio::{
     pin, select,
@@ -18,6 +25,7 @@ use tokio::{
 
 use super::{
     ask::{AskFault, ask},
+    looks::Looks,
     report::{self, Findings, HubReport},
     status::{self, StatusFault},
     told::Told,
@@ -32,10 +40,21 @@ use crate::{
 #[derive(Debug)]
 pub struct Hubs {
     hubs: Vec<Hub>,
-    /// Of each hub, the source of its leases, and whether it is to be asked soon.
-    wanted: Vec<(String, watch::Sender<bool>)>,
+    /// What goes with each.
+    followed: Vec<Followed>,
     tasks: JoinSet<()>,
     heard: Receiver<Heard>,
+}
+
+/// What goes with a hub.
+#[derive(Debug)]
+struct Followed {
+    /// The source of its leases.
+    source: String,
+    /// Whether it is to be asked soon.
+    wanted: watch::Sender<bool>,
+    /// What was seen of its status file; outlives changes of the configuration.
+    looks: Arc<Mutex<Looks>>,
 }
 
 /// What came of asking a hub.
@@ -91,7 +110,7 @@ impl Hubs {
     pub fn new() -> Self {
         Self {
             hubs: Vec::new(),
-            wanted: Vec::new(),
+            followed: Vec::new(),
             tasks: JoinSet::new(),
             heard: mpsc::channel(1).1,
         }
@@ -109,13 +128,24 @@ impl Hubs {
         // Dropped, the tasks end.
         self.tasks = JoinSet::new();
         self.heard = heard;
-        self.wanted.clear();
+        let before: HashMap<_, _> = iter::zip(&self.hubs, self.followed.drain(..))
+            .map(|(hub, followed)| ((followed.source, &hub.status), followed.looks))
+            .collect();
         for hub in hubs {
             let (wanted, is_wanted) = watch::channel(false);
-            self.wanted.push((hub.source(), wanted));
+            let source = hub.source();
+            let key = (source, &hub.status);
+            let looks = before.get(&key).cloned().unwrap_or_default();
             let hub = Arc::new(hub.clone());
-            self.tasks.spawn(attend(hub, sender.clone(), is_wanted));
+            let task = attend(hub, sender.clone(), is_wanted, Arc::clone(&looks));
+            self.tasks.spawn(task);
+            self.followed.push(Followed {
+                source: key.0,
+                wanted,
+                looks,
+            });
         }
+        drop(before);
         let mut gone = mem::replace(&mut self.hubs, hubs.to_vec());
         let is_same = |one: &Hub, other: &Hub| {
             one.name == other.name
@@ -129,8 +159,9 @@ impl Hubs {
     /// Has each hub asked soon, and every second then, for as long as it `is_wanted`, also by the source of
     /// its leases; the others as often as their configuration says.
     pub fn ask_soon(&self, is_wanted: impl Fn(&Hub, &str) -> bool) {
-        for (hub, (source, wanted)) in self.hubs.iter().zip(&self.wanted) {
-            let is_wanted = is_wanted(hub, source);
+        for (hub, followed) in iter::zip(&self.hubs, &self.followed) {
+            let is_wanted = is_wanted(hub, &followed.source);
+            let wanted = &followed.wanted;
             wanted.send_if_modified(|known| mem::replace(known, is_wanted) != is_wanted);
         }
     }
@@ -152,32 +183,24 @@ impl Hubs {
 
 /// Asks one hub until nobody listens any more. One whose status was written before is soon asked
 /// again, as if it was wanted: until it has written it anew, much of it may not be served.
-async fn attend(hub: Arc<Hub>, heard: Sender<Heard>, mut is_wanted: watch::Receiver<bool>) {
+async fn attend(
+    hub: Arc<Hub>,
+    heard: Sender<Heard>,
+    mut is_wanted: watch::Receiver<bool>,
+    looks: Arc<Mutex<Looks>>,
+) {
     let begun = now();
-    let mut first_look = None;
-    // What is there by then was written before.
-    let mut last_look = begun.saturating_sub(1);
+    let looks = || looks.lock().unwrap_or_else(PoisonError::into_inner);
     let mut problems = Told::default();
     let mut failure = Told::default();
     loop {
         let mut is_old = false;
         let mut known = None;
-        let before = mem::replace(&mut last_look, now());
-        if let Some(written) = written(&hub.status)
-            && first_look.is_none_or(|(seen, _)| seen != written)
-        {
-            let is_ahead = written > SystemTime::now();
-            first_look = Some((written, if is_ahead { before } else { last_look }));
-        }
+        let date = written(&hub.status);
+        looks().look(date, SystemTime::now(), now());
         let news = match report(&hub).await {
             Ok((mut report, bound)) => {
-                // What was there by then knows nothing later. A clock that was set back since its file was
-                // written makes the date younger than that: then it may be as old as the look before.
-                if let Some((seen, at)) = first_look
-                    && seen == bound
-                {
-                    report.as_of = report.as_of.min(at);
-                }
+                report.as_of = report.as_of.min(looks().no_younger_than(bound));
                 is_old = report.as_of < begun;
                 known = Some(bound);
                 failure.news(Vec::new());
@@ -395,7 +418,6 @@ mod tests {
         fs::write(&path, text).expect("a file");
         let file = fs::File::options().write(true).open(&path).expect("a file");
         block_on(async {
-            let begun = now();
             let (mut followed, failure) = loop {
                 // Ahead of the clock as if that had been set back, if the poller is not late.
                 let ahead = SystemTime::now() + Duration::from_secs(1);
@@ -412,7 +434,26 @@ mod tests {
                 panic!("another failure");
             };
             assert!(report.as_of < seen, "{} ms later", report.as_of - seen);
-            assert!(report.as_of >= begun - 1, "what came before it was asked");
+            assert_eq!(report.as_of, 0, "it may have been there for ever");
+            // To be followed anew for what another hub has makes it no younger.
+            followed.follow(&hubs(folder.path(), &["north", "south"]));
+            let again = loop {
+                if let Heard::Report(report) = followed.next().await {
+                    break report;
+                }
+            };
+            assert_eq!(again.as_of, 0);
+            // Written anew it is as young as its date, and no younger than when that was found.
+            let before = now();
+            file.set_modified(SystemTime::now()).expect("a time");
+            let new = loop {
+                match followed.next().await {
+                    Heard::Report(report) if report.as_of > 0 => break report,
+                    _ => {}
+                }
+            };
+            // Dates are cut to milliseconds.
+            assert!((before - 2..=now()).contains(&new.as_of), "{}", new.as_of);
         });
     }
 }
