@@ -72,8 +72,23 @@ pub fn now() -> UnixMs {
 
 /// A moment of the system's clock in that time.
 pub fn unix_ms(time: SystemTime) -> UnixMs {
+    // In this order: whoever is held up in between makes it older, not younger.
+    let now = now();
     let age = SystemTime::now().duration_since(time).unwrap_or_default();
-    now().saturating_sub(age.as_millis() as UnixMs)
+    now.saturating_sub(age.as_millis() as UnixMs)
+}
+
+/// This moment by the system's clock and in that time, to a millisecond.
+pub fn by_both() -> (SystemTime, UnixMs) {
+    loop {
+        let before = now();
+        let system = SystemTime::now();
+        let after = now();
+        // Held up in between, it was two moments.
+        if after - before <= 1 {
+            return (system, after);
+        }
+    }
 }
 
 /// When a timer for that time fires.

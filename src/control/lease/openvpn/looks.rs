@@ -1,14 +1,14 @@
 //! How young a status file can be: no younger than the look that found it, whatever its date says.
 //!
-//! A hub's clock, or the host's before it was set, may have dated it later than it was written. Says nothing
-//! of how old it is: for that there is its date.
+//! The host's clock, before it was set back, may have dated it later than it was written. Says nothing of
+//! how old it is: for that there is its date.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::control::lease::claim::UnixMs;
 
 /// By how many milliseconds two readings of both clocks may differ before one of these counts as set.
-const SET_MS: i64 = 20;
+const SET_MS: i64 = 5;
 
 /// What was seen of one status file, since it was looked at first.
 #[derive(Debug, Default)]
@@ -41,11 +41,11 @@ impl Looks {
         }
     }
 
-    /// What a file of this date is no younger than, as far as one of it was found.
+    /// What a file of this date is no younger than: what was written since the last look may be as old as that.
     pub(super) fn no_younger_than(&self, written: SystemTime) -> UnixMs {
         match self.found {
             Some((found, at)) if found == written => at,
-            _ => UnixMs::MAX,
+            _ => self.last,
         }
     }
 }
@@ -69,13 +69,13 @@ mod tests {
     #[test]
     fn a_file_is_no_younger_than_the_look_that_found_it() {
         let mut looks = Looks::default();
-        assert_eq!(looks.no_younger_than(second(5)), UnixMs::MAX);
+        assert_eq!(looks.no_younger_than(second(5)), 0);
         looks.look(Some(second(5)), second(9), at(9, 0));
         assert_eq!(looks.no_younger_than(second(5)), at(9, 0));
-        // Nor is it for being found again, and one of another date may be younger.
+        // Nor is it for being found again; one that came behind that look may be as young as it.
         looks.look(Some(second(5)), second(20), at(20, 0));
         assert_eq!(looks.no_younger_than(second(5)), at(9, 0));
-        assert_eq!(looks.no_younger_than(second(19)), UnixMs::MAX);
+        assert_eq!(looks.no_younger_than(second(21)), at(20, 0));
         looks.look(None, second(25), at(25, 0));
         looks.look(Some(second(28)), second(30), at(30, 0));
         assert_eq!(looks.no_younger_than(second(28)), at(30, 0));
