@@ -287,8 +287,8 @@ pub const TLS_FLIGHT_BYTES: usize = 4_096;
 pub const SPLICE_BYTES_DEFAULT: u64 = 65_536;
 /// Bytes that one pipe holds: what is moved in one piece at most.
 pub const PIPE_BYTES: usize = 262_144;
-/// Bytes of a piece that leaves as one packet, where one segment is not longer (on the loopback it is): the
-/// pages of less than that fill what one send inside of splice(2) takes.
+/// Bytes of a piece that leaves as one packet, where a segment is not longer (on the loopback it is). Inside of
+/// splice(2) a send takes 16 pages: the 17 that 64 KiB touch take two, and a short packet follows the first.
 pub const SPLICE_PACKET_BYTES: usize = 49_152;
 /// Bytes of one body that are moved by such pieces, before they get as long as a pipe; uploads of 64 MiB that
 /// go that way to their end cost more (`perf/README.md`).
@@ -376,6 +376,7 @@ const _: () = {
     assert!(PARKED_BYTES < RELAY_BYTES_FLOOR);
     assert!(ACCEPT_PAUSE_FLOOR.as_millis() < ACCEPT_PAUSE_CEILING.as_millis());
     assert!(PIPE_BYTES <= SPLICE_TURN_BYTES);
+    assert!(SPLICE_PACKET_BYTES <= PIPE_BYTES);
     assert!(TLS_RECORD_BYTES + TLS_RECORD_OVERHEAD_BYTES <= TLS_WIRE_RECORD_BYTES_MAX);
     assert!(TLS_FLIGHT_BYTES <= TLS_PARKED_BYTES);
     assert!(TLS_BURST_BYTES + TLS_WIRE_RECORD_BYTES_MAX <= TLS_HELD_BYTES_MAX);

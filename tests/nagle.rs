@@ -27,8 +27,8 @@ const TRIES: usize = 50;
 
 /// What a device does.
 #[derive(Debug, Clone, Copy)]
-enum Act {
-    Send(&'static str),
+enum Act<'a> {
+    Send(&'a str),
     /// Receives an answer.
     Hear,
 }
@@ -47,11 +47,15 @@ fn answer(conversation: &mut Conversation) -> Step {
     Ok(())
 }
 
-/// Answers in pieces; what `/apart` asks for with a head that is whole.
+/// Answers in pieces; what `/apart` asks for with a head that is whole, `/hinted` behind an interim one.
 fn answer_in_pieces(conversation: &mut Conversation) -> Step {
     conversation.socket().set_nodelay(false)?;
     while let Some(request) = conversation.request()? {
         let head: &[&str] = match request.target() {
+            "/hinted" => &[
+                "HTTP/1.1 103 Early Hints\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n",
+            ],
             "/apart" => &["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"],
             _ => &["HTTP/1.1 200 OK\r\nContent-", "Length: 2\r\n\r\n"],
         };
@@ -64,7 +68,7 @@ fn answer_in_pieces(conversation: &mut Conversation) -> Step {
 
 /// Whether of so many requests in turn, on a connection each or all on one, each is answered sooner than a
 /// delayed acknowledgement lets it be, one time of many.
-fn is_undelayed(gateway: &Gateway, source: &str, acts: &[Act], on_one: bool) -> bool {
+fn is_undelayed(gateway: &Gateway, source: &str, acts: &[Act<'_>], on_one: bool) -> bool {
     let connect = || {
         let device = Device::connect(source, gateway.address());
         device.stream().set_nodelay(false).unwrap();
@@ -82,7 +86,7 @@ fn is_undelayed(gateway: &Gateway, source: &str, acts: &[Act], on_one: bool) -> 
         for act in acts {
             match act {
                 Send(piece) => device.send(piece),
-                Hear => assert!(matches!(device.receive().status(), 100 | 200)),
+                Hear => assert!(matches!(device.receive().status(), 100 | 103 | 200)),
             }
         }
         assert_eq!(device.receive().status(), 200);
@@ -93,12 +97,13 @@ fn is_undelayed(gateway: &Gateway, source: &str, acts: &[Act], on_one: bool) -> 
 
 #[test]
 fn a_request_in_pieces_waits_for_no_delayed_acknowledgement() {
-    const CHUNKED: Act = Send("POST / HTTP/1.1\r\nHost: m2u\r\nTransfer-Encoding: chunked\r\n\r\n");
-    const CHUNK: Act = Send("5\r\nhello\r\n");
-    const LAST: Act = Send("0\r\n\r\n");
+    const CHUNKED: Act<'_> =
+        Send("POST / HTTP/1.1\r\nHost: m2u\r\nTransfer-Encoding: chunked\r\n\r\n");
+    const CHUNK: Act<'_> = Send("5\r\nhello\r\n");
+    const LAST: Act<'_> = Send("0\r\n\r\n");
     let upstream = Upstream::start(answer);
     let gateway = Gateway::start(&format!("{PREAMBLE}{}", acme(&upstream.url())));
-    let requests: &[&[Act]] = &[
+    let requests: &[&[Act<'_>]] = &[
         &[
             Send("POST / HTTP/1.1\r\nHost: m2u\r\nConte"),
             Send("nt-Length: 5\r\n\r\nhello"),
@@ -138,7 +143,7 @@ fn nor_does_what_follows_a_proxy_protocol_header() {
     );
     let gateway = Gateway::start(&format!("{preamble}{}", acme(&upstream.url())));
     const HEADER: &str = "PROXY TCP4 127.0.0.7 127.0.0.1 12345 80\r\n";
-    let requests: &[&[Act]] = &[
+    let requests: &[&[Act<'_>]] = &[
         &[Send(HEADER), Send(GET)],
         &[
             Send("PROXY TCP4 127.0.0.7 "),
@@ -162,16 +167,69 @@ fn nor_does_an_answer_in_pieces() {
     let ca = format!("ca = {}\n", quoted(&authority.pem()));
     let servers = server("m2u", &plain.url()) + &server("m2u2", &url) + &ca;
     let gateway = Gateway::with(&account("acme", &servers, &[("press-07", PRESS)]));
-    for get in [
-        GET,
-        "GET /apart HTTP/1.1\r\nHost: m2u\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: m2u2\r\n\r\n",
-        "GET /apart HTTP/1.1\r\nHost: m2u2\r\n\r\n",
-    ] {
-        for on_one in [false, true] {
-            let is_undelayed = is_undelayed(&gateway, PRESS, &[Send(get)], on_one);
-            assert!(is_undelayed, "{get}, all on one connection: {on_one}");
+    for slot in ["m2u", "m2u2"] {
+        for (target, heard) in [("/", 0), ("/apart", 0), ("/hinted", 1)] {
+            let get = GET.replace("/ HTTP", &format!("{target} HTTP"));
+            let get = get.replace("m2u", slot);
+            let acts = [&[Send(&get)], &[Hear; 2][..heard]].concat();
+            for on_one in [false, true] {
+                let is_undelayed = is_undelayed(&gateway, PRESS, &acts, on_one);
+                assert!(is_undelayed, "{get}, all on one connection: {on_one}");
+            }
         }
     }
+    gateway.stop();
+}
+
+/// A server's system may have a ticket before the first answer of a connection.
+#[test]
+fn nor_does_the_first_answer_of_a_tls_connection() {
+    let authority = Authority::new("authority");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let upstream = Upstream::start_tls(
+        Authority::server_config(&leaf, None),
+        |conversation: &mut Conversation| {
+            conversation.socket().set_nodelay(false)?;
+            answer(conversation)
+        },
+    );
+    let url = format!("https://{}", upstream.address);
+    let ca = format!("ca = {}\n", quoted(&authority.pem()));
+    let accounts = account("acme", &(server("m2u", &url) + &ca), &[("press-07", PRESS)]);
+    let unpooled = "[limits]\npool_per_server = 0\n";
+    let gateway = Gateway::start(&format!("{PREAMBLE}{unpooled}{accounts}"));
+    assert!(is_undelayed(&gateway, PRESS, &[Send(GET)], true));
+    assert!(upstream.connections() > REQUESTS);
+    gateway.stop();
+}
+
+/// Messages in pieces to and fro, within one request and its answer.
+#[test]
+fn nor_do_pieces_of_a_body_and_of_its_answer_at_once() {
+    const CHUNK: &str = "5\r\nhello\r\n";
+    let upstream = Upstream::start(|conversation| {
+        conversation.socket().set_nodelay(false)?;
+        conversation.head()?;
+        conversation.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+        while conversation.read(CHUNK.len())? == CHUNK.as_bytes() {
+            conversation.write(&CHUNK[..3])?;
+            conversation.write(&CHUNK[3..])?;
+        }
+        Ok(())
+    });
+    let gateway = Gateway::with(&acme(&upstream.url()));
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.stream().set_nodelay(false).unwrap();
+    press.send("POST / HTTP/1.1\r\nHost: m2u\r\nTransfer-Encoding: chunked\r\n\r\n");
+    assert_eq!(press.receive_head().status(), 200);
+    let mut is_fast = || {
+        let begun = Instant::now();
+        press.send(&CHUNK[..3]);
+        press.send(&CHUNK[3..]);
+        assert_eq!(press.receive_bytes(CHUNK.len()), CHUNK.as_bytes());
+        begun.elapsed() < UNDELAYED
+    };
+    assert!((0..REQUESTS).all(|_| (0..TRIES).any(|_| is_fast())));
+    drop(press);
     gateway.stop();
 }

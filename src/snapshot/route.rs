@@ -14,7 +14,8 @@ use crate::config::settings::{OnFailure, Scheme, Slot, Timeouts};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AccountId(pub u32);
 
-/// Number of a set of interchangeable upstream connections, never given to another set.
+/// Number of a set of interchangeable upstream connections, never given to another set. Whatever has it holds
+/// the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PoolId(pub u32);
 
@@ -134,7 +135,7 @@ pub enum Stamp {
 /// Where a server is and how it is trusted: everything that makes two connections different.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Which connections may be shared. With the last upstream that has it they are let go.
+    /// Which connections may be shared. Those that idle are let go with the last snapshot that has it.
     pub pool: Arc<PoolId>,
     /// Plain or TLS.
     pub scheme: Scheme,

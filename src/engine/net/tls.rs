@@ -518,9 +518,14 @@ impl TlsReader {
                     return (Ok(0), buffer);
                 }
             }
-            // What comes next is not all of what was sure to come: a part of it has come already.
-            if has_received && self.socket.watch().waits_for_batch() {
-                self.socket.watch().set_batch(1);
+            if has_received {
+                let watch = self.socket.watch();
+                // A part of a record, or one that holds no data, such as a ticket before the first answer.
+                watch.acknowledge();
+                // What comes next is not all of what was sure to come: a part of it has come already.
+                if watch.waits_for_batch() {
+                    watch.set_batch(1);
+                }
             }
             match self.receive().await {
                 Ok(0) => return (Err(StreamError::Truncated), buffer),

@@ -208,7 +208,7 @@ impl<'a> Answer<'a> {
                 Err(_) => return Err(NoHead::Failed(Failure::ResponseMalformed)),
             }
             scanned = self.received.len();
-            if scanned > 0 {
+            if scanned > 0 || interims > 0 {
                 self.upstream_watch.acknowledge();
             }
             let mut buffer = std::mem::take(&mut self.received);
@@ -321,11 +321,16 @@ impl<'a> Answer<'a> {
         let (result, back) = self.device.write_all(interim, 0, patience).await;
         // The final head may be long in coming.
         self.shard.buffers.put(back);
-        // What was sent took acknowledgements along; of the body, more is to come that it does not answer.
+        self.expect_more_of_request();
+        result.map_err(|failed| NoHead::DeviceLost(Failure::from_device(&failed.error)))
+    }
+
+    /// Has pieces of the request acknowledged as they come: after something was sent to the device the kernel
+    /// lets them wait for what is sent next, which is no answer to them.
+    fn expect_more_of_request(&self) {
         if self.flow.request.get() == RequestPhase::Sending {
             self.device_watch.acknowledge();
         }
-        result.map_err(|failed| NoHead::DeviceLost(Failure::from_device(&failed.error)))
     }
 
     /// Sends the final head and what follows it.
@@ -374,6 +379,7 @@ impl<'a> Answer<'a> {
                 self.flow.tally.failure.set(Some(failure));
                 break Some(After::unsent(failure, after_cut));
             }
+            self.expect_more_of_request();
             if self.is_worth_a_pipe(&intake)
                 && let Some(source) = self.upstream.plain_share()
                 && let Some(splice) = Splice::begin(&self.shard.pipes, source, self.device.share())

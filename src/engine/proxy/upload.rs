@@ -150,6 +150,10 @@ impl Upload<'_> {
 
     /// What it means how sending a piece went.
     fn note_piece(&self, sent: Result<(), WriteError>) {
+        // Pieces of an answer that has begun wait for no answer of ours, as the kernel has it after a send.
+        if sent.is_ok() && self.flow.response.get() == ResponsePhase::Relaying {
+            self.upstream_watch.acknowledge();
+        }
         match sent {
             Err(failed) => {
                 self.flow.note_unwanted(&failed.error, self.response_due());

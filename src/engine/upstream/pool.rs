@@ -123,15 +123,16 @@ impl Pools {
     /// Keeps a connection for at most `idle_max`, or lets it go where there is no room, or it is too old.
     pub fn put(&self, id: &Arc<PoolId>, mut connection: Connection, idle_max: Duration) {
         let mut idle = self.idle.borrow_mut();
+        let waiting = idle.get(&**id).map_or(0, |pool| pool.waiting.len());
+        let has_room = waiting < self.per_server_max && self.count.get() < self.total_max;
+        if !has_room || self.deadlines.is_past(connection.retires) {
+            return connection.stream.close();
+        }
         let new = || Pool {
             id: Arc::downgrade(id),
             waiting: Vec::new(),
         };
         let waiting = &mut idle.entry(**id).or_insert_with(new).waiting;
-        let has_room = waiting.len() < self.per_server_max && self.count.get() < self.total_max;
-        if !has_room || self.deadlines.is_past(connection.retires) {
-            return connection.stream.close();
-        }
         connection.stream.reader.park();
         self.count.set(self.count.get() + 1);
         let due = self.deadlines.due_in(idle_max).min(connection.retires);
