@@ -494,8 +494,8 @@ impl Watch {
         sys::shutdown(self.fd, side);
     }
 
-    /// Acknowledges what has come of something longer: its sender may wait for that before it goes on
-    /// (Nagle, RFC 9293 §3.7.4).
+    /// Acknowledges what has come of something longer, and only that: its sender may wait for it before it goes
+    /// on (Nagle, RFC 9293 §3.7.4).
     pub fn acknowledge(&self) {
         sys::acknowledge(self.fd);
     }

@@ -408,6 +408,11 @@ impl SocketReader {
         Share::of_reader(&self.watch, &self.half)
     }
 
+    /// See [`Watch::acknowledge`].
+    pub fn acknowledge(&self) {
+        self.watch.acknowledge();
+    }
+
     /// See [`Reader::read`].
     pub async fn read(&mut self, buffer: Vec<u8>, room: usize, due: Due) -> Lent<usize> {
         self.watch.set_read(due);

@@ -23,8 +23,9 @@ use super::{
     stream::{self, Lent, Reader, SocketWriter, Stream, StreamError, WriteError, Writer},
 };
 use crate::limits::{
-    TLS_BURST_BYTES, TLS_FLIGHT_BYTES, TLS_HEADER_BYTES, TLS_HELD_BYTES_MAX, TLS_PARKED_BYTES,
-    TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES, TLS_TICKETS_MAX, TLS_WIRE_RECORD_BYTES_MAX,
+    PARKED_FULL_BYTES, TLS_BURST_BYTES, TLS_FLIGHT_BYTES, TLS_HEADER_BYTES, TLS_HELD_BYTES_MAX,
+    TLS_PARKED_BYTES, TLS_RECORD_BYTES, TLS_RECORD_OVERHEAD_BYTES, TLS_TICKETS_MAX,
+    TLS_WIRE_RECORD_BYTES_MAX,
 };
 
 /// The state both halves share.
@@ -496,7 +497,7 @@ impl TlsReader {
     async fn read_plaintext(&mut self, mut buffer: Vec<u8>, room: usize) -> Lent<usize> {
         let begin = buffer.len();
         let room = room.min(buffer.capacity() - begin);
-        let mut has_received = false;
+        let mut last = None;
         loop {
             {
                 let mut session = self.session.borrow_mut();
@@ -518,18 +519,17 @@ impl TlsReader {
                     return (Ok(0), buffer);
                 }
             }
-            if has_received {
-                let watch = self.socket.watch();
-                // A part of a record, or one that holds no data, such as a ticket before the first answer.
-                watch.acknowledge();
-                // What comes next is not all of what was sure to come: a part of it has come already.
-                if watch.waits_for_batch() {
-                    watch.set_batch(1);
-                }
+            // What comes next is not all of what was sure to come: a part of it has come already.
+            if last.is_some() && self.socket.watch().waits_for_batch() {
+                self.socket.watch().set_batch(1);
+            }
+            // A part of a record, or one that holds no data, such as a ticket before the first answer.
+            if last.is_some_and(|received| received < PARKED_FULL_BYTES) {
+                self.socket.watch().acknowledge();
             }
             match self.receive().await {
                 Ok(0) => return (Err(StreamError::Truncated), buffer),
-                Ok(_) => has_received = true,
+                Ok(received) => last = Some(received),
                 Err(error) => return (Err(error), buffer),
             }
         }

@@ -321,16 +321,7 @@ impl<'a> Answer<'a> {
         let (result, back) = self.device.write_all(interim, 0, patience).await;
         // The final head may be long in coming.
         self.shard.buffers.put(back);
-        self.expect_more_of_request();
         result.map_err(|failed| NoHead::DeviceLost(Failure::from_device(&failed.error)))
-    }
-
-    /// Has pieces of the request acknowledged as they come: after something was sent to the device the kernel
-    /// lets them wait for what is sent next, which is no answer to them.
-    fn expect_more_of_request(&self) {
-        if self.flow.request.get() == RequestPhase::Sending {
-            self.device_watch.acknowledge();
-        }
     }
 
     /// Sends the final head and what follows it.
@@ -338,9 +329,6 @@ impl<'a> Answer<'a> {
         self.flow.response.set(ResponsePhase::Relaying);
         // The upload may have set the head's while an interim answer was being sent.
         self.upstream_watch.clear_read();
-        if !start.intake.is_done() {
-            self.upstream_watch.acknowledge();
-        }
         self.shard.buffers.put(std::mem::take(&mut self.received));
         let Start {
             mut intake,
@@ -379,7 +367,6 @@ impl<'a> Answer<'a> {
                 self.flow.tally.failure.set(Some(failure));
                 break Some(After::unsent(failure, after_cut));
             }
-            self.expect_more_of_request();
             if self.is_worth_a_pipe(&intake)
                 && let Some(source) = self.upstream.plain_share()
                 && let Some(splice) = Splice::begin(&self.shard.pipes, source, self.device.share())
@@ -488,6 +475,9 @@ impl<'a> Answer<'a> {
         let mut buffer = buffers.refit(buffer, self.last, wire);
         let room = relay::make_room(&mut buffer).min(buffers.relay_bytes(wire));
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
+        if self.last < limits::PARKED_FULL_BYTES {
+            self.upstream_watch.acknowledge();
+        }
         let (result, mut buffer) = self.upstream.read(buffer, intake.room(room), due).await;
         self.last = buffer.len() - RESERVE;
         match result {

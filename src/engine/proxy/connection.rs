@@ -391,10 +391,9 @@ impl Device {
                     }
                 }
                 Found::Part => {
-                    let due = *due.get_or_insert_with(|| {
-                        self.watch.acknowledge();
-                        shard.deadlines.due_in(shard.timeouts.head)
-                    });
+                    self.watch.acknowledge();
+                    let due =
+                        *due.get_or_insert_with(|| shard.deadlines.due_in(shard.timeouts.head));
                     self.receive_more(shard, due).await?;
                 }
             }

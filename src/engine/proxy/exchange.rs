@@ -40,9 +40,6 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
             device.set_mark(plan.mark);
             device.patience = plan.route.timeouts.body;
             device.give_back_large_inbox(shard);
-            if !intake.is_done() {
-                device.watch.acknowledge();
-            }
             let after = deliver(shard, &snapshot, device, &plan, intake, outbox, &tally).await;
             (after, Some(plan.sender()))
         }

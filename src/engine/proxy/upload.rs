@@ -122,6 +122,9 @@ impl Upload<'_> {
         let mut buffer = buffers.refit(buffer, self.last, wire);
         let room = relay::make_room(&mut buffer).min(buffers.relay_bytes(wire));
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
+        if self.last < limits::PARKED_FULL_BYTES {
+            self.device.acknowledge();
+        }
         let (result, mut buffer) = self.device.read(buffer, self.intake.room(room), due).await;
         if self.flow.response.get() == ResponsePhase::Over {
             return buffer;
@@ -150,10 +153,6 @@ impl Upload<'_> {
 
     /// What it means how sending a piece went.
     fn note_piece(&self, sent: Result<(), WriteError>) {
-        // Pieces of an answer that has begun wait for no answer of ours, as the kernel has it after a send.
-        if sent.is_ok() && self.flow.response.get() == ResponsePhase::Relaying {
-            self.upstream_watch.acknowledge();
-        }
         match sent {
             Err(failed) => {
                 self.flow.note_unwanted(&failed.error, self.response_due());

@@ -39,6 +39,8 @@ fn the_rest_of_a_record_is_no_batch() {
     let address = listener.local_addr().expect("bound");
     let server = thread::spawn(move || {
         let (mut socket, _) = listener.accept().expect("a client");
+        // Else its system could keep the first part until there is the rest.
+        socket.set_nodelay(true).expect("a socket");
         let mut session = ServerConnection::new(Arc::new(far)).expect("a server");
         let mut stream = rustls::Stream::new(&mut session, &mut socket);
         stream.read_exact(&mut [0; 5]).expect("a request");
