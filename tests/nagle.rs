@@ -103,6 +103,9 @@ fn a_request_in_pieces_waits_for_no_delayed_acknowledgement() {
     const LAST: Act<'_> = Send("0\r\n\r\n");
     let upstream = Upstream::start(answer);
     let gateway = Gateway::start(&format!("{PREAMBLE}{}", acme(&upstream.url())));
+    let padding = "x".repeat(2_000);
+    let long_head =
+        format!("POST / HTTP/1.1\r\nHost: m2u\r\nPad: {padding}\r\nContent-Length: 5\r\n\r\n");
     let requests: &[&[Act<'_>]] = &[
         &[
             Send("POST / HTTP/1.1\r\nHost: m2u\r\nConte"),
@@ -113,6 +116,11 @@ fn a_request_in_pieces_waits_for_no_delayed_acknowledgement() {
             Send("hello"),
         ],
         &[CHUNKED, CHUNK, CHUNK, LAST],
+        &[
+            Send(&long_head[..1_200]),
+            Send(&long_head[1_200..]),
+            Send("hello"),
+        ],
         &[
             Send(
                 "POST / HTTP/1.1\r\nHost: m2u\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n",

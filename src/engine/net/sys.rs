@@ -45,8 +45,8 @@ pub fn hold_last_segment(fd: RawFd) {
     let _ = SockRef::from(&borrowed).set_tcp_cork(true);
 }
 
-/// Acknowledges what has come (`TCP_QUICKACK`, tcp(7)), and leaves what comes next to the kernel: as an even
-/// number the option has no further effect, where 1 would cost bulk transfers a tenth. Where it fails the
+/// Acknowledges what has come (`TCP_QUICKACK`, tcp(7)), and leaves what comes next to the kernel, which an odd
+/// number would have acknowledge at once from then on, as it does where nothing is owed. Where it fails the
 /// kernel acknowledges when it likes, within 40 ms as a rule.
 pub fn acknowledge(fd: RawFd) {
     let once: libc::c_int = 2;

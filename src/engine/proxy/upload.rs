@@ -51,6 +51,10 @@ impl Upload<'_> {
     pub async fn relay(mut self) {
         let mut buffer = Vec::new();
         let mut splice = None;
+        // Small pieces are acknowledged one by one; what came with the head may have ended with one.
+        if self.last >= limits::PARKED_FULL_BYTES {
+            self.device.acknowledge();
+        }
         while self.flow.request.get() == RequestPhase::Sending {
             if let Some(left) = self.left_for_splice(splice.is_some())
                 && (splice.is_some() || self.begin_splice(&mut splice))

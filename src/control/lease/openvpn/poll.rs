@@ -194,8 +194,9 @@ async fn attend(
     loop {
         let mut is_old = false;
         let mut known = None;
-        let date = written(&hub.status);
+        // In this order: a date that is found late counts as ahead, and so makes the file older.
         let (system, at) = clock::by_both();
+        let date = written(&hub.status);
         looks().look(date, system, at);
         let news = match report(&hub).await {
             Ok((mut report, bound)) => {
