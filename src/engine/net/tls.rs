@@ -497,7 +497,8 @@ impl TlsReader {
     async fn read_plaintext(&mut self, mut buffer: Vec<u8>, room: usize) -> Lent<usize> {
         let begin = buffer.len();
         let room = room.min(buffer.capacity() - begin);
-        let mut last = None;
+        // Two flags: a number would make every connection's task larger.
+        let (mut has_received, mut is_small) = (false, false);
         loop {
             {
                 let mut session = self.session.borrow_mut();
@@ -520,16 +521,18 @@ impl TlsReader {
                 }
             }
             // What comes next is not all of what was sure to come: a part of it has come already.
-            if last.is_some() && self.socket.watch().waits_for_batch() {
+            if has_received && self.socket.watch().waits_for_batch() {
                 self.socket.watch().set_batch(1);
             }
             // A part of a record, or one that holds no data, such as a ticket before the first answer.
-            if last.is_some_and(|received| received < PARKED_FULL_BYTES) {
+            if is_small {
                 self.socket.watch().acknowledge();
             }
             match self.receive().await {
                 Ok(0) => return (Err(StreamError::Truncated), buffer),
-                Ok(received) => last = Some(received),
+                Ok(received) => {
+                    (has_received, is_small) = (true, received < PARKED_FULL_BYTES);
+                }
                 Err(error) => return (Err(error), buffer),
             }
         }
