@@ -1,4 +1,5 @@
-"""Runs one scenario against one peer, and takes a window again that other work has spoilt.
+"""Runs one scenario against one peer, and takes a window again that was spoilt: by other work, or
+by the host that moved the two cores apart.
 
 The peer has a core to itself; the origin and the load share the other.
 """
@@ -10,10 +11,12 @@ import subprocess
 import time
 
 from . import identity
+from .build import core_latency
 from .certificates import Certificates
 from .origin import Origin
 from .peers import FLOORS, PEERS, Job
 from .processes import Failed
+from .report import APART
 from .table import Table, address
 from .wire import ask
 
@@ -22,8 +25,8 @@ LOAD_CORE = 0
 # A window counts if nobody else used more than this share of a core.
 FOREIGN_MAX = 0.05
 ATTEMPTS = 6
-# How long to wait, before a window, for others to pause.
-QUIET_PATIENCE = 60.0
+# How long to wait, before a window, for others to pause, and for the cores to be near each other.
+QUIET_PATIENCE = 120.0
 MILLION = 1_000_000
 # Devices that hold the idle connections, and requests under way at most: m2u's default lets an
 # address have 64 connections.
@@ -70,6 +73,25 @@ class Load:
             self.child.wait()
 
 
+class Cores:
+    """How far the peer's core and the load's are from each other, as the host has them now."""
+
+    def __init__(self):
+        self.least_ns = float("inf")
+
+    def latency_ns(self):
+        """A cache line's way from one to the other and back."""
+        command = [core_latency(), str(LOAD_CORE), str(PEER_CORE)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+        latency = int(done.stdout)
+        self.least_ns = min(self.least_ns, latency)
+        return latency
+
+    def apart(self, latencies):
+        """Whether any of these shows the cores farther apart than they have been seen."""
+        return max(latencies) > APART * self.least_ns
+
+
 class Bench:
     """Everything that outlives one measurement."""
 
@@ -79,6 +101,7 @@ class Bench:
         self.quick = quick
         self.once = once
         self.foreign_max = foreign_max
+        self.cores = Cores()
         self.certificates = Certificates(folder)
         self.origin = Origin(folder, self.certificates, LOAD_CORE)
         self.tables = {}
@@ -144,17 +167,38 @@ class Bench:
             attempts = []
             for _ in range(1 if self.once else ATTEMPTS):
                 if not self.once:
-                    wait_for_quiet(self.foreign_max)
+                    self.wait_for_quiet()
+                before = self.cores.latency_ns()
                 result = self.run_load(arguments)
-                spoilt = result["foreign_cores"] > self.foreign_max
+                result["core_latency_ns"] = [before, self.cores.latency_ns()]
+                apart = self.cores.apart(result["core_latency_ns"])
+                spoilt = apart or result["foreign_cores"] > self.foreign_max
                 attempts.append((result, self.figures(peer, result), spoilt))
                 if not spoilt:
                     break
             else:
-                attempts.sort(key=lambda attempt: -attempt[0]["foreign_cores"])
+                attempts.sort(key=self.damage, reverse=True)
             return attempts
         finally:
             peer.stop()
+
+    def damage(self, attempt):
+        """Orders spoilt attempts."""
+        result = attempt[0]
+        return self.cores.apart(result["core_latency_ns"]), result["foreign_cores"]
+
+    def wait_for_quiet(self):
+        """Returns once the machine has been idle for a moment with its cores near each other, or
+        the patience is over."""
+        deadline = time.monotonic() + QUIET_PATIENCE
+        while time.monotonic() < deadline:
+            begun, idle = time.monotonic(), idle_seconds()
+            time.sleep(0.3)
+            wall = time.monotonic() - begun
+            others = os.cpu_count() * wall - (idle_seconds() - idle)
+            quiet = others < 2 * self.foreign_max * wall
+            if quiet and not self.cores.apart([self.cores.latency_ns()]):
+                return
 
     def figures(self, peer, result):
         if peer.process.pids() != peer.pids:
@@ -250,17 +294,6 @@ class Bench:
             "bytes_per_device": (rss[size] - rss[10_000]) / (size - 10_000),
         }
         return {"rss": rss, "seconds": seconds}, figures, False
-
-
-def wait_for_quiet(foreign_max):
-    """Returns once the machine has been idle for a moment, or the patience is over."""
-    deadline = time.monotonic() + QUIET_PATIENCE
-    while time.monotonic() < deadline:
-        begun, idle = time.monotonic(), idle_seconds()
-        time.sleep(0.3)
-        wall = time.monotonic() - begun
-        if os.cpu_count() * wall - (idle_seconds() - idle) < 2 * foreign_max * wall:
-            return
 
 
 def idle_seconds():

@@ -23,6 +23,11 @@ def build(m2u=None):
     return Path(m2u).resolve(), own / "release" / "m2u-load"
 
 
+def core_latency():
+    """Path of what measures the way between two cores; built with the load generator."""
+    return target() / "perf-load" / "release" / "m2u-core-latency"
+
+
 def build_floor():
     """Path of the relay that knows no HTTP."""
     own = target() / "perf-floor"

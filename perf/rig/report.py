@@ -1,12 +1,23 @@
 """From raw lines to medians, ratios, a table and a picture.
 
-A ratio is taken inside one round; ratios of different rounds or runs are never mixed.
+A ratio is taken inside one round, of windows with the two cores equally far from each other; ratios
+of different rounds or runs are never mixed.
 """
 
 from statistics import median
 
 from .peers import FLOORS
 from .scenarios import BY_NAME
+
+# Cores are apart if the way between them takes so many times the least of the run.
+APART = 2.0
+
+DISTANCES = {
+    frozenset(): None,
+    frozenset([False]): "near",
+    frozenset([True]): "apart",
+    frozenset([False, True]): "moved",
+}
 
 # The peers that have columns of their own; all others stand in a second table.
 COLUMNS = ("nginx", "haproxy")
@@ -25,22 +36,42 @@ LABELS = {
 
 
 def figures(lines):
-    """{scenario: {round: {peer: figures}}} of the windows that count."""
+    """{scenario: {round: {peer: figures}}} of the windows that count; the figures tell also at which
+    "distance" the cores were."""
     found = {}
-    for line in lines:
+    for line, distance in zip(lines, distances(lines)):
         if line["counts"]:
             rounds = found.setdefault(line["scenario"], {})
-            rounds.setdefault(line["round"], {})[line["peer"]] = line["figures"]
+            peers = rounds.setdefault(line["round"], {})
+            peers[line["peer"]] = {**line["figures"], "distance": distance}
     return found
+
+
+def distances(lines):
+    """Of each window: "near", "apart", or "moved" if the cores were both; None if nobody looked."""
+    latencies = [line["result"].get("core_latency_ns", []) for line in lines]
+    limit = APART * min((ns for every in latencies for ns in every), default=0)
+    return [DISTANCES[frozenset(ns > limit for ns in every)] for every in latencies]
+
+
+def alike(one, other):
+    """Whether the figures of two windows may be held against each other."""
+    return one["distance"] == other["distance"] != "moved"
 
 
 def ratios(rounds, peer, base, key):
     pairs = [
         (peers[peer][key], peers[base][key])
         for peers in rounds.values()
-        if peer in peers and base in peers
+        if peer in peers and base in peers and alike(peers[peer], peers[base])
     ]
     return [ours / theirs for ours, theirs in pairs if theirs > 0]
+
+
+def typical(windows, key):
+    """The median of those whose cores were near each other, or of all if none were."""
+    near = [figures[key] for figures in windows if figures["distance"] in ("near", None)]
+    return median(near or [figures[key] for figures in windows])
 
 
 def rows(lines):
@@ -54,9 +85,9 @@ def rows(lines):
         for metric in scenario.metrics:
             values = {}
             for peer in scenario.peers:
-                known = [peers[peer][metric.key] for peers in rounds.values() if peer in peers]
+                known = [peers[peer] for peers in rounds.values() if peer in peers]
                 if known:
-                    values[peer] = median(known)
+                    values[peer] = typical(known, metric.key)
             against = {}
             for base in scenario.base:
                 every = ratios(rounds, ours, base, metric.key)
@@ -65,6 +96,8 @@ def rows(lines):
                     ratio = median(every)
                     holds = None if bound is None else ratio <= bound
                     against[base] = (ratio, bound, holds, min(every), max(every))
+                elif base in values and values[base] > 0:
+                    against[base] = (None, bound, None if bound is None else False, None, None)
             yield scenario, metric, ours, values, against
 
 
@@ -89,7 +122,8 @@ def variants(lines, scenario, metric):
         for base in scenario.peers if name in FLOORS else ("m2u",):
             every = ratios(rounds, name, base, metric.key)
             if every:
-                value = median(peers[name][metric.key] for peers in rounds.values() if name in peers)
+                windows = [peers[name] for peers in rounds.values() if name in peers]
+                value = typical(windows, metric.key)
                 yield name, base, value, (median(every), None, None, min(every), max(every))
 
 
@@ -97,6 +131,8 @@ def verdict(entry):
     if entry is None:
         return ""
     ratio, bound, holds, low, high = entry
+    if ratio is None:
+        return "**no two windows alike**"
     text = f"{ratio:.2f} ({low:.2f}-{high:.2f})"
     if bound is None:
         return text
@@ -110,12 +146,17 @@ def summary(lines, environment, options):
     out += [f"- {key}: {value}" for key, value in environment.items()]
     spoilt = sum(line["spoilt"] for line in lines)
     kept = sum(line["spoilt"] and line["counts"] for line in lines)
+    apart = [where for line, where in zip(lines, distances(lines)) if line["counts"]]
     out += [
-        f"- windows: {len(lines)}, of them spoilt by other work: {spoilt}, "
+        f"- windows: {len(lines)}, of them spoilt by other work or by cores moved apart: {spoilt}, "
         f"of those counted all the same because every attempt was spoilt: {kept}",
+        f"- of {len(apart)} windows that count, the cores were apart in {apart.count('apart')} and "
+        f"moved in {apart.count('moved')}",
         "",
-        "CPU is the proxy's own, user and system. Figures are medians over the rounds; a ratio is "
-        "m2u's figure over the peer's in the same round, its median, then lowest and highest.",
+        "CPU is the proxy's own, user and system. Figures are medians over the rounds, of windows "
+        "with the cores near each other where there are any; a ratio is m2u's figure over the "
+        "peer's in the same round if both windows had the cores equally far from each other, its "
+        "median, then lowest and highest.",
         "",
         "| scenario | figure | m2u | nginx | HAProxy | against nginx | against HAProxy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -128,7 +169,8 @@ def summary(lines, environment, options):
         shown = {peer: number(value * metric.scale) for peer, value in values.items()}
         for base, entry in against.items():
             if entry[2] is False:
-                falling.append(f"{scenario.name}, {metric.title}: {entry[0]:.2f} of {label(base)}")
+                share = "not known" if entry[0] is None else f"{entry[0]:.2f}"
+                falling.append(f"{scenario.name}, {metric.title}: {share} of {label(base)}")
             if base not in COLUMNS:
                 others.append(
                     f"| {title} | {label(ours)} {shown[ours]} | {label(base)} {shown[base]} "
@@ -184,7 +226,7 @@ def picture(lines):
         out.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(title)}</text>')
         for place, base in enumerate(COLUMNS):
             entry = against.get(base)
-            if entry is None:
+            if entry is None or entry[0] is None:
                 continue
             ratio, bound, holds = entry[:3]
             top = y + place * 12
