@@ -207,6 +207,33 @@ fn unconfirmed_leases_are_not_served_past_their_age() {
 }
 
 #[test]
+fn who_is_unconfirmed_gets_no_answer_if_any_server_wants_none() {
+    let upstream = Upstream::echo();
+    let silent = leases::fleet("gamma", &upstream.url(), &["saw-1"]).replacen(
+        "slot = \"m2u\"\n",
+        "slot = \"m2u\"\non_failure = \"close\"\n",
+        1,
+    );
+    let config = leases::configuration(&upstream.url(), "unconfirmed = \"1s\"");
+    let gateway = Gateway::start(&format!("{config}{silent}"));
+    connect(&gateway).done(PRESS);
+    let gateway = gateway.crash_and_restart(|_| {});
+    let count = |name: &str| gateway.counts().get(name).copied().unwrap_or_default();
+    // Served until it is too old, and then not refused: a connector may take any answer for a receipt.
+    wait_until("the lease to be too old", || {
+        let mut device = Device::connect("127.0.0.7", gateway.address());
+        device.send(
+            "POST / HTTP/1.1\r\nHost: m2u\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello",
+        );
+        device.receive_rest().unwrap().is_empty()
+    });
+    assert!(count("failed.unconfirmed_lease") >= 1);
+    // What the device does wrong is told, as ever.
+    assert_eq!(whose("127.0.0.9", gateway.address()), Err(403));
+    gateway.stop();
+}
+
+#[test]
 fn restarts_make_no_lease_younger() {
     let upstream = Upstream::echo();
     let (gateway, _feed) = gateway_of_press(&upstream);

@@ -1,5 +1,5 @@
-//! A standard error that nobody reads any more, as where a log collector has ended: what m2u has to
-//! say is lost, and nothing else.
+//! A standard error that nobody reads any more, as where a log collector has ended or hangs: what m2u has
+//! to say is lost, and nothing else.
 //!
 //! Whoever says something is waited for to have tried it, and must go on with its work.
 
@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::fs;
+use std::{fs, io::BufRead};
 
 use common::{
     device::{self, Device},
@@ -92,6 +92,38 @@ fn an_access_log_that_can_t_be_written_is_written_again_later() {
     assert_eq!(device::ask(PRESS, address, GET).status(), 200);
     wait_until("its line", || {
         fs::read_to_string(&path).unwrap().lines().count() == 1
+    });
+    gateway.stop();
+}
+
+#[test]
+fn who_reads_nothing_halts_nobody() {
+    const COUNTS: usize = 200;
+    let ours = Upstream::echo();
+    let config = format!("{PREAMBLE}{}", acme(&ours.url()));
+    let mut gateway = Gateway::start(&config);
+    let (path, address) = (gateway.path("m2u.toml"), gateway.address());
+    let status = |source| device::ask(source, address, GET).status();
+    let mut stderr = gateway.take_stderr();
+    let mut told = gateway.writes("m2u");
+    wait_until("its standard error to be full", || {
+        (0..COUNTS).for_each(|_| gateway.signal("USR1"));
+        let before = std::mem::replace(&mut told, gateway.writes("m2u"));
+        told == before
+    });
+    assert_eq!((status(PRESS), status("127.0.0.9")), (200, 403));
+    let newcomer = gateway::server("m2u", &ours.url());
+    let newcomer = gateway::account("new", &newcomer, &[("press-09", "127.0.0.9")]);
+    fs::write(&path, config + &newcomer).unwrap();
+    gateway.signal("HUP");
+    wait_until("the reload", || status("127.0.0.9") == 200);
+    // Whoever reads on is told what is missing.
+    let mut line = String::new();
+    wait_until("a word of what was lost", || {
+        gateway.signal("USR1");
+        line.clear();
+        stderr.read_line(&mut line).unwrap();
+        line.contains("lines were lost")
     });
     gateway.stop();
 }

@@ -29,6 +29,7 @@ pub struct RouteTable {
     shards: Box<[Arc<Shard>; SHARDS]>,
     /// The *ref* of each account, of those as well that have no server.
     refs: Arc<HashMap<AccountId, Box<str>>>,
+    withholds: bool,
 }
 
 type Shard = HashMap<(AccountId, Slot), Arc<Route>>;
@@ -40,7 +41,14 @@ impl RouteTable {
         Self {
             shards: Box::new(std::array::from_fn(|_| Arc::clone(&empty))),
             refs,
+            withholds: false,
         }
+    }
+
+    /// Whether a server has its failures kept from its devices. Who can't be told yet may be one of
+    /// them: some connectors delete their payload upon any answer.
+    pub fn withholds_failures(&self) -> bool {
+        self.withholds
     }
 
     /// The server that `account` configured for `slot`.
@@ -62,12 +70,17 @@ impl RouteTable {
     /// this one whatever they do not concern.
     pub fn with_routes(&self, routes: impl IntoIterator<Item = Arc<Route>>) -> Self {
         let mut shards = self.shards.clone();
+        let mut withholds = self.withholds;
         for route in routes {
+            withholds |= route.on_failure == OnFailure::Close;
             let shard = Arc::make_mut(&mut shards[shard_of(route.account)]);
             shard.insert((route.account, route.slot), route);
         }
-        let refs = Arc::clone(&self.refs);
-        Self { shards, refs }
+        Self {
+            shards,
+            refs: Arc::clone(&self.refs),
+            withholds,
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -23,7 +23,7 @@ pub struct Gateway {
     child: Child,
     dir: Arc<TempDir>,
     log: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
+    reader: Option<JoinHandle<BufReader<ChildStderr>>>,
     /// Whether its standard error is read no further.
     unheard: Arc<AtomicBool>,
     addresses: Vec<SocketAddr>,
@@ -145,16 +145,17 @@ impl Gateway {
         let unheard = Arc::new(AtomicBool::new(false));
         let reader = {
             let (log, unheard) = (Arc::clone(&log), Arc::clone(&unheard));
-            let lines = BufReader::new(child.stderr.take().unwrap());
+            let mut stderr = BufReader::new(child.stderr.take().unwrap());
             thread::spawn(move || {
-                for line in lines.lines().map_while(Result::ok) {
+                for line in stderr.by_ref().lines().map_while(Result::ok) {
                     let mut log = log.lock().unwrap();
                     log.push_str(&line);
                     log.push('\n');
                     if unheard.load(Ordering::Acquire) {
-                        return;
+                        break;
                     }
                 }
+                stderr
             })
         };
         let mut gateway = Self {
@@ -210,10 +211,15 @@ impl Gateway {
 
     /// Closes the end of its standard error that is read: nobody hears what it says from now on.
     pub fn stop_listening(&mut self) {
+        drop(self.take_stderr());
+    }
+
+    /// Its standard error, of which nobody reads any more.
+    pub fn take_stderr(&mut self) -> BufReader<ChildStderr> {
         self.unheard.store(true, Ordering::Release);
         // The reader looks up with the next line.
         self.signal("USR1");
-        self.reader.take().unwrap().join().unwrap();
+        self.reader.take().unwrap().join().unwrap()
     }
 
     /// How often its threads whose names begin so have called `write`, whatever came of it; those that

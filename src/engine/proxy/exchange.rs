@@ -10,7 +10,7 @@ use super::{
     device::{After, Device},
     failure::Failure,
     flow::{Flow, RequestPhase, Tally},
-    plan::{self, Plan},
+    plan::{self, Plan, Refusal},
     record::Record,
     relay::{self, Intake},
     upload::Upload,
@@ -18,7 +18,10 @@ use super::{
 use crate::{
     engine::{
         http1::head::Persist,
-        net::stream::{Stream, WriteError},
+        net::{
+            stream::{Stream, WriteError},
+            sys::Side,
+        },
         shard::Shard,
         upstream::{connect, pool::Connection},
     },
@@ -44,18 +47,11 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
             (after, Some(plan.sender()))
         }
         Err(refusal) => {
-            tally.note_refusal(refusal.failure);
             shard.buffers.put(outbox);
-            let plan::Refusal {
-                failure,
-                to_head,
-                persist,
-                mark,
-            } = refusal;
-            if let Some(mark) = mark {
+            if let Some(mark) = refusal.mark {
                 device.set_mark(mark);
             }
-            (device.refuse(shard, failure, to_head, persist).await, None)
+            (refuse(shard, &snapshot, device, &refusal, &tally).await, None)
         }
     };
     if let Some(failure) = tally.failure.get() {
@@ -71,6 +67,27 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
         None => Ending::Finished,
     };
     (after, ending)
+}
+
+/// Answers a request of which no server may hear.
+async fn refuse(
+    shard: &Shard,
+    snapshot: &Snapshot,
+    device: &mut Device,
+    refusal: &Refusal,
+    tally: &Tally,
+) -> After {
+    let failure = refusal.failure;
+    // Whose server it would have been nobody knows.
+    if failure.status() >= 500 && snapshot.routes.withholds_failures() {
+        tally.failure.set(Some(failure));
+        device.watch.shutdown(Side::Both);
+        return After::Close;
+    }
+    tally.note_refusal(failure);
+    device
+        .refuse(shard, failure, refusal.to_head, refusal.persist)
+        .await
 }
 
 /// Sends a prepared request and sees to its answer, on a second connection where that is safe.
