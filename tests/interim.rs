@@ -4,6 +4,12 @@
 
 mod common;
 
+use std::{
+    io,
+    sync::{Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
 use common::{
     device::{self, Device},
     gateway::{Gateway, PREAMBLE, acme},
@@ -214,5 +220,55 @@ fn a_device_that_waits_for_a_100_in_vain_is_told_whose_fault_it_is() {
     assert_eq!(answer.token(), Some("http_request_timeout"));
     assert!(press.is_closed());
     wait_until("the server to see the ends", || upstream.open() == 0);
+    gateway.stop();
+}
+
+#[test]
+fn an_answer_under_way_does_not_end_with_the_devices_patience() {
+    const BODY: Duration = Duration::from_millis(200);
+    let (hear, heard) = mpsc::channel();
+    let heard = Mutex::new(heard);
+    let upstream = Upstream::start(move |conversation| {
+        conversation.head()?;
+        conversation.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+        // Three times as long as a piece of the request may take, and never silent for that long.
+        let begun = Instant::now();
+        while begun.elapsed() < 3 * BODY {
+            conversation.write("1\r\n.\r\n")?;
+            let piece = heard.lock().unwrap().recv();
+            piece.map_err(io::Error::other)?;
+        }
+        conversation.write("0\r\n\r\n")?;
+        conversation.read_rest().map(|_| ())
+    });
+    let config = format!(
+        "{PREAMBLE}[timeouts]\nbody = \"{}ms\"\n{}",
+        BODY.as_millis(),
+        acme(&upstream.url())
+    );
+    let gateway = Gateway::start(&config);
+    // No body for a server that does not ask for it, and half of one that it does not wait for.
+    for request in [
+        EXPECTING.to_owned(),
+        EXPECTING.replace("Expect: 100-continue\r\n", "") + "he",
+    ] {
+        let mut press = Device::connect(PRESS, gateway.address());
+        press.send(request);
+        let mut answer = Vec::new();
+        loop {
+            let piece = press.receive_piece().unwrap();
+            if piece.is_empty() {
+                break;
+            }
+            answer.extend(piece);
+            hear.send(()).unwrap();
+        }
+        assert!(
+            answer.ends_with(b"\r\n0\r\n\r\n"),
+            "{}",
+            answer.escape_ascii()
+        );
+    }
+    assert_eq!(gateway.counts().get("failed.response_incomplete"), None);
     gateway.stop();
 }

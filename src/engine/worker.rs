@@ -266,17 +266,24 @@ pub fn build_runtime(tuning: &Tuning) -> io::Result<Runtime<IoUringDriver>> {
 #[cfg(test)]
 mod tests {
     use std::{
+        future::poll_fn,
+        io::{Read, Write},
         net::{SocketAddr, TcpStream as StdStream},
+        pin::pin,
         sync::Arc,
     };
 
+    use monoio::net::TcpStream;
+
     use super::*;
     use crate::{
-        config::settings::{Limits, Timeouts},
+        config::settings::{Limits, Slot, Timeouts},
         engine::{admission::Admission, net::listener},
         limits,
         observe::metrics::CoreMetrics,
-        snapshot::{Snapshot, identity::IdentityTable, publish::Publisher, route::RouteTable},
+        snapshot::{
+            Snapshot, identity::IdentityTable, publish::Publisher, route::RouteTable, scope::Scope,
+        },
     };
 
     fn idle_shard(tuning: &Tuning) -> Rc<Shard> {
@@ -324,6 +331,59 @@ mod tests {
             tick_until_drained(&shard, &control, &[closer], &ticker).await;
         });
         assert_eq!(handed_over.get(), 1);
+    }
+
+    /// Lets a connection wait for longer than it may, and `first` come right then; answers how it ended, and
+    /// what the device was sent.
+    fn speak_as_the_wait_ends(first: &[u8]) -> (Ending, Vec<u8>) {
+        let listener = StdListener::bind("127.0.0.1:0").expect("loopback");
+        let address = listener.local_addr().expect("an address");
+        let mut device = StdStream::connect(address).expect("a connection");
+        let (near, peer) = listener.accept().expect("a connection");
+        let tuning = Tuning::default();
+        let mut runtime = build_runtime(&tuning).expect("a ring");
+        let ending = runtime.block_on(async {
+            let shard = idle_shard(&tuning);
+            let entrance = Rc::new(Entrance {
+                slot: Slot::FIRST,
+                scope: Scope::NONE,
+                proxy_protocol_from: Vec::new(),
+            });
+            let socket = TcpStream::from_std(near).expect("a socket");
+            let visit = Visit::begin(&shard, &entrance, socket, peer);
+            let mut serve = pin!(connection::serve(Box::pin(visit.run()), Visit::run));
+            poll_fn(|context| {
+                assert!(serve.as_mut().poll(context).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            let due = shard.deadlines.due_in(Timeouts::default().keepalive);
+            let mut at = Instant::now();
+            while !shard.deadlines.is_past(due) {
+                at += TICK;
+                shard.deadlines.sweep_at(at);
+            }
+            device.write_all(first).expect("a peer");
+            serve.await
+        });
+        let mut answer = Vec::new();
+        device.read_to_end(&mut answer).expect("an orderly end");
+        (ending, answer)
+    }
+
+    #[test]
+    fn who_speaks_as_the_wait_ends_is_not_told_to_have_been_slow() {
+        let head = b"POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 5\r\n\r\n";
+        let (ending, answer) = speak_as_the_wait_ends(&head[..20]);
+        assert_eq!((ending, &*answer), (Ending::Idle, &b""[..]));
+        // All of it has come: it is answered, and be it with a refusal.
+        let (ending, answer) = speak_as_the_wait_ends(b"GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        assert_eq!(ending, Ending::Failed);
+        assert!(
+            answer.starts_with(b"HTTP/1.1 403 "),
+            "{}",
+            answer.escape_ascii()
+        );
     }
 
     #[test]

@@ -60,7 +60,10 @@ mod tests {
             taken += line.len();
         }
         assert!(taken > 0);
-        assert!(!write_unless_full(&writer, b"one byte more than there is room for"));
+        assert!(!write_unless_full(
+            &writer,
+            b"one byte more than there is room for"
+        ));
         let mut all = vec![0; taken];
         reader.read_exact(&mut all).unwrap();
         assert!(write_unless_full(&writer, b"the next"));

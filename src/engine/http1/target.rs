@@ -73,6 +73,8 @@ pub fn escapes_base(path: &[u8]) -> bool {
     while let Some(character) = Character::take(&mut rest) {
         match character.meaning {
             b'?' if character.is_plain => break,
+            // The end of the path to whoever decodes it first, and part of a name to all others.
+            b'?' | b'#' if depth + segment.step() < 0 => return true,
             b'/' | b'\\' => {
                 depth += segment.step();
                 if depth < 0 {
@@ -322,6 +324,9 @@ mod tests {
             "/%ef%bc%8e%ef%bc%8e/x",
             "/\u{ff0e}\u{ff0e}/x",
             "/..%00x",
+            "/..%3fx=1",
+            "/..%23",
+            "/a/%2e%2e%2f%2e%2e%253f",
             "/%00a/../x",
             "/a%2fb/../../x",
             "/a\\b/../../x",

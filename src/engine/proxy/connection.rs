@@ -391,6 +391,10 @@ impl Device {
                     }
                 }
                 Found::Part => {
+                    // It came while the wait for it ended; nothing more can be received.
+                    if self.watch.read_expired() {
+                        return Err(Stop::Ended(Ending::Idle));
+                    }
                     self.watch.acknowledge();
                     let due =
                         *due.get_or_insert_with(|| shard.deadlines.due_in(shard.timeouts.head));

@@ -48,10 +48,26 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
         }
         Err(refusal) => {
             shard.buffers.put(outbox);
-            if let Some(mark) = refusal.mark {
+            let Refusal {
+                failure,
+                to_head,
+                persist,
+                mark,
+            } = refusal;
+            if let Some(mark) = mark {
                 device.set_mark(mark);
             }
-            (refuse(shard, &snapshot, device, &refusal, &tally).await, None)
+            // Whose server it would have been nobody knows.
+            let withheld = failure.status() >= 500 && snapshot.routes.withholds_failures();
+            let after = if failure == Failure::DeviceGone || withheld {
+                tally.failure.set(Some(failure));
+                device.watch.shutdown(Side::Both);
+                After::Close
+            } else {
+                tally.note_refusal(failure);
+                device.refuse(shard, failure, to_head, persist).await
+            };
+            (after, None)
         }
     };
     if let Some(failure) = tally.failure.get() {
@@ -67,27 +83,6 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
         None => Ending::Finished,
     };
     (after, ending)
-}
-
-/// Answers a request of which no server may hear.
-async fn refuse(
-    shard: &Shard,
-    snapshot: &Snapshot,
-    device: &mut Device,
-    refusal: &Refusal,
-    tally: &Tally,
-) -> After {
-    let failure = refusal.failure;
-    // Whose server it would have been nobody knows.
-    if failure.status() >= 500 && snapshot.routes.withholds_failures() {
-        tally.failure.set(Some(failure));
-        device.watch.shutdown(Side::Both);
-        return After::Close;
-    }
-    tally.note_refusal(failure);
-    device
-        .refuse(shard, failure, refusal.to_head, refusal.persist)
-        .await
 }
 
 /// Sends a prepared request and sees to its answer, on a second connection where that is safe.

@@ -127,7 +127,7 @@ impl Refusal {
 /// Decides everything about a request of `device`, as [`decide`] has it.
 ///
 /// # Errors
-/// [`Refusal`]: the request is answered by the gateway, and no server hears of it.
+/// [`Refusal`]: the request is answered by the gateway, unless its device has gone, and no server hears of it.
 pub fn prepare<'s>(
     shard: &Shard,
     snapshot: &'s Snapshot,
@@ -146,14 +146,19 @@ pub fn prepare<'s>(
         noted: shard.is_logging().then_some(&mut device.noted),
     };
     let request_id = || shard.next_request_id();
-    decide(
+    let (plan, intake) = decide(
         snapshot,
         sender,
         &mut device.inbox,
         head_bytes,
         request_id,
         outbox,
-    )
+    )?;
+    // It came while the wait for it ended: the rest can't be received, for which it is not to blame.
+    if !intake.is_done() && device.watch.read_expired() {
+        return Err(Refusal::closing(Failure::DeviceGone));
+    }
+    Ok((plan, intake))
 }
 
 /// Who sent a request, and what holds for it before it is read.
