@@ -69,10 +69,12 @@ Signals:
                     a second one exits at once
   SIGHUP            read the configuration again, with the same flags: if anything in it is wrong,
                     every problem is printed and nothing changes; otherwise accounts, devices,
-                    servers, certificates and domain take effect without closing a connection.
+                    servers, certificates and domain take effect. Requests under way end as they
+                    began; idle connections of an address that is another device's now are closed.
                     What listens and what is sized at start (listen, dns.listen, access_log, leases,
                     limits but body_bytes, timeouts.head and keepalive) needs a restart; m2u says so
                     if it changed
+  SIGUSR1           print one line of counts
 
 m2u is ready when it prints \"m2u: ready\" on standard error, one line after the addresses that it
 listens on.
@@ -86,7 +88,9 @@ Examples:
   m2u show --device 10.8.0.7        whose device that VPN address is, and what is stamped
   m2u show > effective.toml         what is printed is a configuration again; passwords are \"***\"
 
-Exit codes: 0 shown, 1 the configuration is refused or no device has the address, 2 wrong usage.";
+Whose an address is the file says here; whether it is leased, `m2u lease list --address`.
+
+Exit codes: 0 shown, 1 the configuration is refused or gives the address to no device, 2 wrong usage.";
 
 const LEASE_EXAMPLES: &str = "\
 Examples:

@@ -353,6 +353,29 @@ fn a_log_that_could_not_be_made_is_refused() {
     assert_eq!(fs::read_dir(&shut).unwrap().count(), 0, "no trace is left");
 }
 
+#[test]
+fn a_journal_beside_which_nothing_can_be_made_is_refused() {
+    let folder = Folder::new();
+    let shut = folder.path("shut");
+    fs::create_dir(&shut).unwrap();
+    fs::write(shut.join("journal"), "").unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o555)).unwrap();
+    let leases = "[leases]\nsocket = \"feed.sock\"\njournal = \"shut/journal\"\n[upstream]";
+    let text = EXAMPLE.replacen("[upstream]", leases, 1);
+    folder.write("m2u.toml", &text.replace("127.0.0.2:80", "127.0.0.2:0"));
+    for subcommand in ["check", "run"] {
+        let done = without_privilege(&["--config", "m2u.toml"], subcommand)
+            .current_dir(folder.path(""))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(1), "{subcommand}: {said}");
+        let words = "leases.journal: the folder of \"shut/journal\" may not be written";
+        assert!(said.contains(words), "{subcommand}: {said}");
+    }
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// m2u, with no way around the permissions of files that root would have.
 fn without_privilege(flags: &[&str], subcommand: &str) -> Command {
     let owner = fs::metadata("/proc/self").unwrap().uid();

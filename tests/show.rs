@@ -408,3 +408,26 @@ fn missing_system_roots_are_refused_by_check_and_show_alike() {
         assert!(stderr.contains("apt install ca-certificates"), "{stderr}");
     }
 }
+
+#[test]
+fn what_the_file_says_of_a_device_a_lease_may_override() {
+    let folder = Folder::new();
+    let leases = "[leases]\nsocket = \"feed.sock\"\n";
+    let config = std::fs::read_to_string(folder.path("m2u.toml")).unwrap();
+    folder.write(
+        "m2u.toml",
+        &config.replacen("[[account]]", &format!("{leases}[[account]]"), 1),
+    );
+    let shown = folder.shows(&["--device", "10.8.0.7"]);
+    let hint = "Whether it is leased says: m2u lease list --address 10.8.0.7\n";
+    assert!(shown.ends_with(&format!("\n{hint}")), "{shown}");
+    let outcome = folder.m2u(&["show", "--device", "10.8.0.8"]);
+    assert_eq!((outcome.code, &*outcome.stdout), (Some(1), ""));
+    assert_eq!(
+        outcome.stderr,
+        format!(
+            "10.8.0.8 belongs to no device of the file. {}",
+            hint.replace("0.7", "0.8")
+        )
+    );
+}

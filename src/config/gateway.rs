@@ -446,6 +446,19 @@ pub(super) fn written_file(name: &str, folder: &Folder) -> Result<PathBuf, Strin
     }
 }
 
+/// Likewise, one beside which m2u makes others.
+pub(super) fn file_among_others(name: &str, folder: &Folder) -> Result<PathBuf, String> {
+    let path = written_file(name, folder)?;
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    match may_write(parent.unwrap_or(Path::new("."))) {
+        true => Ok(path),
+        false => Err(format!(
+            "the folder of \"{}\" may not be written by the user that m2u runs as",
+            path.display()
+        )),
+    }
+}
+
 /// Whether files can be made in `folder`: asked with a file that has no name, and leaves no trace.
 fn may_write(folder: &Path) -> bool {
     let nameless = fs::OpenOptions::new()

@@ -8,7 +8,7 @@ use super::{
     document::Document,
     entry::{Entry, Table},
     files::Folder,
-    gateway::{ROOT_KEYS, file_name, written_file},
+    gateway::{ROOT_KEYS, file_among_others, file_name},
     problem::{Problem, Report},
     settings::{FeedUser, Leases},
     value,
@@ -49,7 +49,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Folder, report: &mut Report) -> Op
     let users = table.entry("users").map(|entry| read_users(&entry, report));
     let journal = table
         .entry("journal")
-        .and_then(|entry| entry.parse(|name| written_file(name, folder), report));
+        .and_then(|entry| entry.parse(|name| file_among_others(name, folder), report));
     let wanted = "a duration in quotes, such as \"10m\"";
     let unconfirmed = table
         .entry("unconfirmed")

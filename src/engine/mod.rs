@@ -4,6 +4,8 @@
 //! `worker`. [`Engine`] starts the workers and stops them; it is all that the rest of the program
 //! knows of this zone.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod admission;
 pub mod buffers;
 pub mod http1;

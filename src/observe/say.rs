@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn nobody_is_waited_for() {
-        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut reader, writer) = io::pipe().expect("a pipe");
         let line = [b'x'; PIECE_BYTES];
         let mut taken = 0;
         while write_unless_full(&writer, &line) {
@@ -65,17 +65,17 @@ mod tests {
             b"one byte more than there is room for"
         ));
         let mut all = vec![0; taken];
-        reader.read_exact(&mut all).unwrap();
+        reader.read_exact(&mut all).expect("what was written");
         assert!(write_unless_full(&writer, b"the next"));
         drop(writer);
         let mut rest = Vec::new();
-        reader.read_to_end(&mut rest).unwrap();
+        reader.read_to_end(&mut rest).expect("the rest");
         assert_eq!(rest, b"the next");
     }
 
     #[test]
     fn who_has_gone_away_is_no_reason_to_stop() {
-        let (reader, writer) = io::pipe().unwrap();
+        let (reader, writer) = io::pipe().expect("a pipe");
         drop(reader);
         assert!(write_unless_full(&writer, b"a line"));
         assert!(write_unless_full(&writer, b"another"));

@@ -66,12 +66,27 @@ pub fn execute(arguments: Arguments) -> ExitCode {
         snapshot: &snapshot,
     };
     match view.render(address) {
-        Some(text) => print(&text),
+        Some(text) => {
+            let hint = settings.leases.is_some().then(|| leased(address));
+            print(&(text + &hint.map(|hint| format!("\n{hint}\n")).unwrap_or_default()))
+        }
+        None if settings.leases.is_some() => {
+            eprintln!(
+                "{address} belongs to no device of the file. {}",
+                leased(address)
+            );
+            ExitCode::FAILURE
+        }
         None => {
             eprintln!("{address} belongs to no device: its requests are answered 403");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Who knows more than the file.
+fn leased(address: IpAddr) -> String {
+    format!("Whether it is leased says: m2u lease list --address {address}")
 }
 
 /// The snapshot that `run` would begin with; without addresses of names unless they are `wanted`.

@@ -1,6 +1,6 @@
-//! Whose device an address is, and what is stamped on its requests.
+//! Whose device an address is by the configuration, and what is stamped on its requests.
 //!
-//! Asks the same tables as a request does, so that what is shown is what happens.
+//! Asks the same tables as a request does. Knows of no lease: these are the running gateway's.
 
 use std::net::IpAddr;
 
