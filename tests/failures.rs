@@ -345,3 +345,36 @@ fn a_server_may_have_its_failures_kept_from_the_device() {
     assert_eq!(device::ask(PRESS, gateway.address(), GET).status(), 503);
     gateway.stop();
 }
+
+#[test]
+fn a_failure_kept_from_the_device_does_not_take_the_last_answer_with_it() {
+    const ANSWER: usize = 400_000;
+    let upstream = Upstream::start(|conversation| {
+        conversation.head()?;
+        conversation.write(format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {ANSWER}\r\n\r\n{}",
+            "x".repeat(ANSWER)
+        ))?;
+        // The next one it leaves unanswered.
+        conversation.head()?;
+        Ok(())
+    });
+    let silent = acme(&upstream.url()).replacen(
+        "slot = \"m2u\"\n",
+        "slot = \"m2u\"\non_failure = \"close\"\n",
+        1,
+    );
+    let gateway = Gateway::with(&silent);
+    let mut press = Device::connect(PRESS, gateway.address());
+    press.send(GET);
+    // More than is read before it fails, and none of the answer is taken by then.
+    press.send("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 200000\r\n\r\n");
+    press.send("y".repeat(100_000));
+    wait_until("the failure", || {
+        gateway.counts().get("failed.connection_terminated") == Some(&1)
+    });
+    let answer = press.receive_rest().unwrap();
+    assert_eq!(answer.iter().filter(|byte| **byte == b'x').count(), ANSWER);
+    assert!(answer.ends_with(b"x"));
+    gateway.stop();
+}

@@ -26,7 +26,7 @@ LOAD_CORE = 0
 FOREIGN_MAX = 0.05
 ATTEMPTS = 6
 # How long to wait, before a window, for others to pause, and for the cores to be near each other.
-QUIET_PATIENCE = 120.0
+QUIET_PATIENCE = 60.0
 MILLION = 1_000_000
 # Devices that hold the idle connections, and requests under way at most: m2u's default lets an
 # address have 64 connections.
@@ -82,7 +82,10 @@ class Cores:
     def latency_ns(self):
         """A cache line's way from one to the other and back."""
         command = [core_latency(), str(LOAD_CORE), str(PEER_CORE)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+        try:
+            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+        except (subprocess.SubprocessError, OSError) as error:
+            raise Failed(f"the way between the two cores can't be measured: {error}") from error
         latency = int(done.stdout)
         self.least_ns = min(self.least_ns, latency)
         return latency
@@ -148,6 +151,23 @@ class Bench:
             raise Failed(f"wrong answers: {result}")
         return result
 
+    def run_window(self, arguments):
+        """Runs the load once, and looks at the cores right before its window and right after it: the
+        host may have them elsewhere while they idle."""
+        load = Load(self.load, [*arguments, "--gate"])
+        try:
+            load.line()
+            latency = [self.cores.latency_ns()]
+            load.go_on()
+            result = load.line()
+            latency.append(self.cores.latency_ns())
+        finally:
+            load.end()
+        if result["errors"] or result["mixups"]:
+            raise Failed(f"wrong answers: {result}")
+        result["core_latency_ns"] = latency
+        return result
+
     def measure(self, name, scenario):
         """Every attempt as (result, figures, spoilt); the last one counts, or the least spoilt."""
         if scenario.kind == "idle":
@@ -168,9 +188,7 @@ class Bench:
             for _ in range(1 if self.once else ATTEMPTS):
                 if not self.once:
                     self.wait_for_quiet()
-                before = self.cores.latency_ns()
-                result = self.run_load(arguments)
-                result["core_latency_ns"] = [before, self.cores.latency_ns()]
+                result = self.run_window(arguments)
                 apart = self.cores.apart(result["core_latency_ns"])
                 spoilt = apart or result["foreign_cores"] > self.foreign_max
                 attempts.append((result, self.figures(peer, result), spoilt))

@@ -9,8 +9,9 @@ from statistics import median
 from .peers import FLOORS
 from .scenarios import BY_NAME
 
-# Cores are apart if the way between them takes so many times the least of the run.
-APART = 2.0
+# Cores are apart if the way between them takes so many times the least of the run: two threads of one
+# core are two or three times as near to each other as two cores that share a cache.
+APART = 4.0
 
 DISTANCES = {
     frozenset(): None,

@@ -6,7 +6,7 @@ use std::{
     fmt,
     io::{self, Write},
     os::fd::AsFd,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,33 +16,67 @@ const PIECE_BYTES: usize = 4096;
 
 /// Lines that nobody took, since somebody was told of such.
 static LOST: AtomicUsize = AtomicUsize::new(0);
+/// Whether the last of them was begun.
+static CUT: AtomicBool = AtomicBool::new(false);
 
 /// Tells the operator. A standard error that nobody reads any more must not end a gateway, and one that
 /// is full must not halt it: a line for which there is no room is lost, which the next one says.
 pub fn say(line: fmt::Arguments<'_>) {
+    // Whoever has it speaks alone: what is kept of lost lines is theirs.
     let stderr = io::stderr().lock();
-    let lost = LOST.swap(0, Relaxed);
+    let lost = LOST.load(Relaxed);
     let mut text = String::new();
+    if CUT.load(Relaxed) {
+        text.push('\n');
+    }
     if lost > 0 {
-        text = format!("m2u: warning: {lost} lines were lost, for nobody read standard error\n");
+        text.push_str(&format!(
+            "m2u: warning: {lost} lines were lost, for nobody read standard error\n"
+        ));
     }
     text.push_str(&format!("m2u: {line}\n"));
-    if !write_unless_full(stderr, text.as_bytes()) {
-        LOST.fetch_add(lost + 1, Relaxed);
+    match write_unless_full(stderr, text.as_bytes()) {
+        Outcome::Written => {
+            LOST.store(0, Relaxed);
+            CUT.store(false, Relaxed);
+        }
+        outcome => {
+            LOST.store(lost + 1, Relaxed);
+            CUT.fetch_or(outcome == Outcome::Cut, Relaxed);
+        }
     }
 }
 
-/// Writes all of `text`, or as many pieces of it as there is room for; `false` if not all.
-fn write_unless_full(mut out: impl Write + AsFd, text: &[u8]) -> bool {
-    text.chunks(PIECE_BYTES).all(|piece| {
+/// How much of a text was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Written,
+    Cut,
+    Nothing,
+}
+
+/// Writes all of `text`, or as many pieces of it as there is room for.
+fn write_unless_full(mut out: impl Write + AsFd, text: &[u8]) -> Outcome {
+    let mut written = 0;
+    for piece in text.chunks(PIECE_BYTES) {
         let mut room = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
         let has_room = matches!(poll(&mut room, PollTimeout::ZERO), Ok(1));
-        // Whether there is a reader at all the write finds out, which does not wait for that.
-        if has_room {
-            let _ = out.write_all(piece);
+        let bytes = match has_room.then(|| out.write(piece)) {
+            Some(Ok(bytes)) => bytes,
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            // Nobody is there to whom it could be lost.
+            Some(Err(_)) => return Outcome::Written,
+            None => 0,
+        };
+        written += bytes;
+        if bytes < piece.len() {
+            return match written {
+                0 => Outcome::Nothing,
+                _ => Outcome::Cut,
+            };
         }
-        has_room
-    })
+    }
+    Outcome::Written
 }
 
 #[cfg(test)]
@@ -56,17 +90,18 @@ mod tests {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let line = [b'x'; PIECE_BYTES];
         let mut taken = 0;
-        while write_unless_full(&writer, &line) {
+        while write_unless_full(&writer, &line) == Outcome::Written {
             taken += line.len();
         }
         assert!(taken > 0);
-        assert!(!write_unless_full(
-            &writer,
-            b"one byte more than there is room for"
-        ));
+        assert_eq!(write_unless_full(&writer, b"more"), Outcome::Nothing);
+        reader.read_exact(&mut [0; PIECE_BYTES]).expect("a line");
+        // Room for one piece of two.
+        let two = [b'y'; 2 * PIECE_BYTES];
+        assert_eq!(write_unless_full(&writer, &two), Outcome::Cut);
         let mut all = vec![0; taken];
         reader.read_exact(&mut all).expect("what was written");
-        assert!(write_unless_full(&writer, b"the next"));
+        assert_eq!(write_unless_full(&writer, b"the next"), Outcome::Written);
         drop(writer);
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).expect("the rest");
@@ -77,7 +112,8 @@ mod tests {
     fn who_has_gone_away_is_no_reason_to_stop() {
         let (reader, writer) = io::pipe().expect("a pipe");
         drop(reader);
-        assert!(write_unless_full(&writer, b"a line"));
-        assert!(write_unless_full(&writer, b"another"));
+        for line in [b"a line", b"second"] {
+            assert_eq!(write_unless_full(&writer, line), Outcome::Written);
+        }
     }
 }

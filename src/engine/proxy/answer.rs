@@ -654,9 +654,13 @@ pub async fn fail(
 ) -> After {
     flow.tally.failure.set(Some(failure));
     let silent = plan.route.on_failure == OnFailure::Close && failure.status() >= 500;
-    if failure == Failure::DeviceGone || silent {
+    if failure == Failure::DeviceGone {
         device_watch.shutdown(Side::Both);
         return After::Close;
+    }
+    if silent {
+        // An answer of before may still be on its way.
+        return After::Linger;
     }
     flow.tally.status.set(failure.status());
     let keeps = flow.is_received()

@@ -391,10 +391,6 @@ impl Device {
                     }
                 }
                 Found::Part => {
-                    // It came while the wait for it ended; nothing more can be received.
-                    if self.watch.read_expired() {
-                        return Err(Stop::Ended(Ending::Idle));
-                    }
                     self.watch.acknowledge();
                     let due =
                         *due.get_or_insert_with(|| shard.deadlines.due_in(shard.timeouts.head));
@@ -465,6 +461,10 @@ impl Device {
         self.inbox = buffer;
         match result {
             Ok(received) if received > 0 => Ok(()),
+            // It began as the wait for it ended, and was not slow.
+            Err(StreamError::TimedOut) if !shard.deadlines.is_past(due) => {
+                Err(Stop::Ended(Ending::Idle))
+            }
             Err(StreamError::TimedOut) => Err(Stop::Failed(Failure::HeadTimeout)),
             _ => Err(Stop::Ended(Ending::HeadAbandoned)),
         }

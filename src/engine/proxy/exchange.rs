@@ -18,10 +18,7 @@ use super::{
 use crate::{
     engine::{
         http1::head::Persist,
-        net::{
-            stream::{Stream, WriteError},
-            sys::Side,
-        },
+        net::stream::{Stream, WriteError},
         shard::Shard,
         upstream::{connect, pool::Connection},
     },
@@ -61,8 +58,8 @@ pub async fn run(shard: &Rc<Shard>, device: &mut Device, head_bytes: usize) -> (
             let withheld = failure.status() >= 500 && snapshot.routes.withholds_failures();
             let after = if failure == Failure::DeviceGone || withheld {
                 tally.failure.set(Some(failure));
-                device.watch.shutdown(Side::Both);
-                After::Close
+                // An answer of before may still be on its way.
+                After::Linger
             } else {
                 tally.note_refusal(failure);
                 device.refuse(shard, failure, to_head, persist).await

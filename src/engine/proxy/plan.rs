@@ -154,8 +154,8 @@ pub fn prepare<'s>(
         request_id,
         outbox,
     )?;
-    // It came while the wait for it ended: the rest can't be received, for which it is not to blame.
-    if !intake.is_done() && device.watch.read_expired() {
+    // It came as the wait for it ended: no more can be received, for which it is not to blame.
+    if !intake.is_done() && device.watch.read_expired() && !device.watch.has_bytes() {
         return Err(Refusal::closing(Failure::DeviceGone));
     }
     Ok((plan, intake))

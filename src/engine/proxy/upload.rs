@@ -181,8 +181,13 @@ impl Upload<'_> {
         }
     }
 
-    /// The body can't go on: the server must see that it is cut off.
+    /// The body can't go on: the server must see that it is cut off, unless it has answered by now and the
+    /// device is merely slow.
     fn fail(&self, failure: Failure) {
+        let is_slow = matches!(failure, Failure::BodyTimeout | Failure::ResponseTimeout);
+        if is_slow && self.flow.response.get() == ResponsePhase::Relaying {
+            return self.flow.request.set(RequestPhase::Unwanted(failure));
+        }
         self.flow.request.set(RequestPhase::Failed(failure));
         self.upstream_watch.shutdown(Side::Both);
     }
