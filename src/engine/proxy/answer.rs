@@ -329,10 +329,6 @@ impl<'a> Answer<'a> {
         self.flow.response.set(ResponsePhase::Relaying);
         // The upload may have set the head's while an interim answer was being sent.
         self.upstream_watch.clear_read();
-        // Whoever has been answered need not send the rest of its request, least of all in time.
-        if self.flow.request.get() == RequestPhase::Sending {
-            self.device_watch.clear_read();
-        }
         self.shard.buffers.put(std::mem::take(&mut self.received));
         let Start {
             mut intake,

@@ -95,7 +95,8 @@ impl Upload<'_> {
 
     async fn splice_piece(&mut self, splice: &mut Splice, left: u64) {
         let patience = self.plan.route.timeouts.body;
-        let result = splice.receive(left, self.piece_due()).await;
+        let due = self.shard.deadlines.due_in(patience);
+        let result = splice.receive(left, due).await;
         let result = match result {
             // Copying a piece leads past what can't be moved.
             Ok(None) => {
@@ -123,7 +124,7 @@ impl Upload<'_> {
         let wire = self.upstream.wire();
         let mut buffer = buffers.refit(buffer, self.last, wire);
         let room = relay::make_room(&mut buffer).min(buffers.relay_bytes(wire));
-        let due = self.piece_due();
+        let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         if self.last < limits::PARKED_FULL_BYTES {
             self.device.acknowledge();
         }
@@ -190,18 +191,6 @@ impl Upload<'_> {
         }
         self.flow.request.set(RequestPhase::Failed(failure));
         self.upstream_watch.shutdown(Side::Both);
-    }
-
-    /// When the next piece is overdue: never once the answer is on its way, which may be all that the device
-    /// waits for.
-    fn piece_due(&self) -> Due {
-        match self.flow.response.get() {
-            ResponsePhase::Awaited => {
-                let patience = self.plan.route.timeouts.body;
-                self.shard.deadlines.due_in(patience)
-            }
-            ResponsePhase::Relaying | ResponsePhase::Over => Due::NEVER,
-        }
     }
 
     fn response_due(&self) -> Due {
