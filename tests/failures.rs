@@ -372,7 +372,7 @@ fn a_failure_kept_from_the_device_does_not_take_the_last_answer_with_it() {
     // Nothing of the answer is taken by the time that the next request fails.
     press.send("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 200000\r\n\r\n");
     wait_until("the failure", || {
-        upstream.connections() > 0 && upstream.open() == 0
+        upstream.requests().len() == 2 && upstream.open() == 0
     });
     // It goes on, as nobody has told it to stop.
     for _ in 0..20 {

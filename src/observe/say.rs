@@ -23,28 +23,31 @@ static CUT: AtomicBool = AtomicBool::new(false);
 /// is full must not halt it: a line for which there is no room is lost, which the next one says.
 pub fn say(line: fmt::Arguments<'_>) {
     // Whoever has it speaks alone: what is kept of lost lines is theirs.
-    let stderr = io::stderr().lock();
+    let mut stderr = io::stderr().lock();
     let lost = LOST.load(Relaxed);
-    let mut text = String::new();
-    if CUT.load(Relaxed) {
-        text.push('\n');
+    let is_told = lost == 0
+        || tell(
+            &mut stderr,
+            format_args!("warning: {lost} lines were lost, for nobody read standard error"),
+        );
+    if is_told {
+        LOST.store(0, Relaxed);
     }
-    if lost > 0 {
-        text.push_str(&format!(
-            "m2u: warning: {lost} lines were lost, for nobody read standard error\n"
-        ));
+    if !is_told || !tell(&mut stderr, line) {
+        LOST.fetch_add(1, Relaxed);
     }
-    text.push_str(&format!("m2u: {line}\n"));
-    match write_unless_full(stderr, text.as_bytes()) {
-        Outcome::Written => {
-            LOST.store(0, Relaxed);
-            CUT.store(false, Relaxed);
-        }
-        outcome => {
-            LOST.store(lost + 1, Relaxed);
-            CUT.fetch_or(outcome == Outcome::Cut, Relaxed);
-        }
+}
+
+/// Writes a line, behind the end of one that was begun; `false` if not all of it.
+fn tell(out: impl Write + AsFd, line: fmt::Arguments<'_>) -> bool {
+    let end = if CUT.load(Relaxed) { "\n" } else { "" };
+    let outcome = write_unless_full(out, format!("{end}m2u: {line}\n").as_bytes());
+    match outcome {
+        Outcome::Written => CUT.store(false, Relaxed),
+        Outcome::Cut => CUT.store(true, Relaxed),
+        Outcome::Nothing => {}
     }
+    outcome == Outcome::Written
 }
 
 /// How much of a text was written.
@@ -63,10 +66,11 @@ fn write_unless_full(mut out: impl Write + AsFd, text: &[u8]) -> Outcome {
         let has_room = matches!(poll(&mut room, PollTimeout::ZERO), Ok(1));
         let bytes = match has_room.then(|| out.write(piece)) {
             Some(Ok(bytes)) => bytes,
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => 0,
             // Nobody is there to whom it could be lost.
-            Some(Err(_)) => return Outcome::Written,
-            None => 0,
+            Some(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Outcome::Written;
+            }
+            Some(Err(_)) | None => 0,
         };
         written += bytes;
         if bytes < piece.len() {
