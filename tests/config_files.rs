@@ -328,13 +328,8 @@ fn mistakes_of_both_files_are_named_at_once() {
     assert!(outcome.stderr.ends_with(&summary), "{}", outcome.stderr);
 }
 
-#[test]
-fn a_log_that_could_not_be_made_is_refused() {
-    let folder = Folder::new();
-    let shut = folder.path("shut");
-    fs::create_dir(&shut).unwrap();
-    fs::set_permissions(&shut, fs::Permissions::from_mode(0o555)).unwrap();
-    let text = EXAMPLE.replace("path = \"access.log\"", "path = \"shut/access.log\"");
+/// That `check` and `run` refuse a configuration with these words.
+fn assert_refused_without_privilege(folder: &Folder, text: &str, words: &str) {
     folder.write("m2u.toml", &text.replace("127.0.0.2:80", "127.0.0.2:0"));
     for subcommand in ["check", "run"] {
         let done = without_privilege(&["--config", "m2u.toml"], subcommand)
@@ -343,9 +338,19 @@ fn a_log_that_could_not_be_made_is_refused() {
             .unwrap();
         let said = String::from_utf8(done.stderr).unwrap();
         assert_eq!(done.status.code(), Some(1), "{subcommand}: {said}");
-        let words = "access_log.path: the folder of \"shut/access.log\" may not be written";
         assert!(said.contains(words), "{subcommand}: {said}");
     }
+}
+
+#[test]
+fn a_log_that_could_not_be_made_is_refused() {
+    let folder = Folder::new();
+    let shut = folder.path("shut");
+    fs::create_dir(&shut).unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o555)).unwrap();
+    let text = EXAMPLE.replace("path = \"access.log\"", "path = \"shut/access.log\"");
+    let words = "access_log.path: the folder of \"shut/access.log\" may not be written";
+    assert_refused_without_privilege(&folder, &text, words);
     assert_eq!(fs::read_dir(&shut).unwrap().count(), 0);
     fs::set_permissions(&shut, fs::Permissions::from_mode(0o755)).unwrap();
     let outcome = folder.check(&text, &[]);
@@ -362,17 +367,8 @@ fn a_journal_beside_which_nothing_can_be_made_is_refused() {
     fs::set_permissions(&shut, fs::Permissions::from_mode(0o555)).unwrap();
     let leases = "[leases]\nsocket = \"feed.sock\"\njournal = \"shut/journal\"\n[upstream]";
     let text = EXAMPLE.replacen("[upstream]", leases, 1);
-    folder.write("m2u.toml", &text.replace("127.0.0.2:80", "127.0.0.2:0"));
-    for subcommand in ["check", "run"] {
-        let done = without_privilege(&["--config", "m2u.toml"], subcommand)
-            .current_dir(folder.path(""))
-            .output()
-            .unwrap();
-        let said = String::from_utf8(done.stderr).unwrap();
-        assert_eq!(done.status.code(), Some(1), "{subcommand}: {said}");
-        let words = "leases.journal: the folder of \"shut/journal\" may not be written";
-        assert!(said.contains(words), "{subcommand}: {said}");
-    }
+    let words = "leases.journal: the folder of \"shut/journal\" may not be written";
+    assert_refused_without_privilege(&folder, &text, words);
     fs::set_permissions(&shut, fs::Permissions::from_mode(0o755)).unwrap();
 }
 

@@ -52,14 +52,26 @@ fn a_core_that_can_t_accept_serves_on() {
     gateway.stop();
 }
 
+/// That it serves its devices and no other, and another one of `upstream` as well once a reload says so.
+fn assert_reloads(gateway: &Gateway, upstream: &Upstream) {
+    let address = gateway.address();
+    let status = |source| device::ask(source, address, GET).status();
+    assert_eq!((status(PRESS), status("127.0.0.9")), (200, 403));
+    let newcomer = gateway::server("m2u", &upstream.url());
+    let newcomer = gateway::account("new", &newcomer, &[("press-09", "127.0.0.9")]);
+    let config = format!("{PREAMBLE}{}{newcomer}", acme(&upstream.url()));
+    fs::write(gateway.path("m2u.toml"), config).unwrap();
+    gateway.signal("HUP");
+    wait_until("the reload", || status("127.0.0.9") == 200);
+    assert_eq!(status(PRESS), 200);
+}
+
 #[test]
 fn reloads_are_refused_and_made_as_ever() {
     let ours = Upstream::echo();
     let config = format!("{PREAMBLE}{}", acme(&ours.url()));
     let mut gateway = Gateway::start(&config);
     let path = gateway.path("m2u.toml");
-    let address = gateway.address();
-    let status = |source| device::ask(source, address, GET).status();
     gateway.stop_listening();
     let before = gateway.writes("m2u");
     fs::write(&path, "nonsense").unwrap();
@@ -67,13 +79,7 @@ fn reloads_are_refused_and_made_as_ever() {
     wait_until("the reload to be refused", || {
         gateway.writes("m2u") > before
     });
-    assert_eq!((status(PRESS), status("127.0.0.9")), (200, 403));
-    let newcomer = gateway::server("m2u", &ours.url());
-    let newcomer = gateway::account("new", &newcomer, &[("press-09", "127.0.0.9")]);
-    fs::write(&path, config + &newcomer).unwrap();
-    gateway.signal("HUP");
-    wait_until("the reload", || status("127.0.0.9") == 200);
-    assert_eq!(status(PRESS), 200);
+    assert_reloads(&gateway, &ours);
     gateway.stop();
 }
 
@@ -107,8 +113,6 @@ fn who_reads_nothing_halts_nobody() {
     let ours = Upstream::echo();
     let config = format!("{PREAMBLE}{}", acme(&ours.url()));
     let mut gateway = Gateway::start(&config);
-    let (path, address) = (gateway.path("m2u.toml"), gateway.address());
-    let status = |source| device::ask(source, address, GET).status();
     let stderr = gateway.take_stderr();
     let pipe = format!("/proc/{}/fd/2", gateway.id());
     let pipe = OpenOptions::new().write(true).open(pipe).unwrap();
@@ -117,12 +121,7 @@ fn who_reads_nothing_halts_nobody() {
         let mut room = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
         poll(&mut room, PollTimeout::ZERO).unwrap() == 0
     });
-    assert_eq!((status(PRESS), status("127.0.0.9")), (200, 403));
-    let newcomer = gateway::server("m2u", &ours.url());
-    let newcomer = gateway::account("new", &newcomer, &[("press-09", "127.0.0.9")]);
-    fs::write(&path, config + &newcomer).unwrap();
-    gateway.signal("HUP");
-    wait_until("the reload", || status("127.0.0.9") == 200);
+    assert_reloads(&gateway, &ours);
     // Whoever reads on is told what is missing.
     let reader = thread::spawn(move || {
         let mut lines = stderr.lines().map_while(Result::ok);

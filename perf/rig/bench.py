@@ -147,9 +147,7 @@ class Bench:
             result = load.line()
         finally:
             load.end()
-        if result["errors"] or result["mixups"]:
-            raise Failed(f"wrong answers: {result}")
-        return result
+        return checked(result)
 
     def run_window(self, arguments):
         """Runs the load once, and looks at the cores right before its window and right after it: the
@@ -163,10 +161,8 @@ class Bench:
             latency.append(self.cores.latency_ns())
         finally:
             load.end()
-        if result["errors"] or result["mixups"]:
-            raise Failed(f"wrong answers: {result}")
         result["core_latency_ns"] = latency
-        return result
+        return checked(result)
 
     def measure(self, name, scenario):
         """Every attempt as (result, figures, spoilt); the last one counts, or the least spoilt."""
@@ -312,6 +308,13 @@ class Bench:
             "bytes_per_device": (rss[size] - rss[10_000]) / (size - 10_000),
         }
         return {"rss": rss, "seconds": seconds}, figures, False
+
+
+def checked(result):
+    """The load's result, if all answers were right."""
+    if result["errors"] or result["mixups"]:
+        raise Failed(f"wrong answers: {result}")
+    return result
 
 
 def idle_seconds():

@@ -439,16 +439,18 @@ pub(super) fn written_file(name: &str, folder: &Folder) -> Result<PathBuf, Strin
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(format!("the file \"{shown}\" cannot be reached: {error}"))
         }
-        Err(_) if !may_write(parent.unwrap_or(Path::new("."))) => Err(format!(
-            "the folder of \"{shown}\" may not be written by the user that m2u runs as"
-        )),
-        _ => Ok(path),
+        Err(_) => among_others(path),
+        Ok(_) => Ok(path),
     }
 }
 
 /// Likewise, one beside which m2u makes others.
 pub(super) fn file_among_others(name: &str, folder: &Folder) -> Result<PathBuf, String> {
-    let path = written_file(name, folder)?;
+    among_others(written_file(name, folder)?)
+}
+
+/// The path again, if files can be made in its folder.
+fn among_others(path: PathBuf) -> Result<PathBuf, String> {
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
     match may_write(parent.unwrap_or(Path::new("."))) {
         true => Ok(path),

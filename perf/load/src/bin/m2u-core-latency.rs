@@ -20,6 +20,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 const EXCHANGES: u32 = 1000;
 /// Figures taken. The least counts: what comes between makes an exchange longer, never shorter.
 const FIGURES: u32 = 20;
+
 /// A cache line of its own, and the one beside it, which some processors fetch along.
 #[repr(align(128))]
 struct Line(AtomicU32);
