@@ -39,6 +39,7 @@ mod common;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const REQUEST_ID: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
+const DATE: [u8; 37] = *b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
 /// An upload in many chunks, such as BASIC sends: how many, and of what size.
 const CHUNKS: usize = 8;
 const CHUNK_BYTES: usize = 2_048;
@@ -198,7 +199,15 @@ fn hear(plan: &Plan<'_>, answer: &[u8], received: &mut Vec<u8>, outbox: &mut Vec
     received.clear();
     received.extend_from_slice(answer);
     let head_bytes = head_bytes(received);
-    let heard = answer::hear(plan, received, head_bytes, FIELDS_DEFAULT, true, outbox);
+    let heard = answer::hear(
+        plan,
+        received,
+        head_bytes,
+        FIELDS_DEFAULT,
+        true,
+        || DATE,
+        outbox,
+    );
     matches!(heard, Ok(Heard::Final(_)))
 }
 

@@ -17,6 +17,7 @@ use common::{
     gateway::{Gateway, account, acme, server},
     upstream::Upstream,
     wait_until,
+    wire::undated,
 };
 
 const PRESS: &str = "127.0.0.7";
@@ -40,7 +41,7 @@ fn canned(answer: &'static str, close: bool) -> Upstream {
 fn raw(gateway: &Gateway, request: &str) -> String {
     let mut press = Device::connect(PRESS, gateway.address());
     press.send(request);
-    String::from_utf8(press.receive_rest().unwrap()).unwrap()
+    undated(&String::from_utf8(press.receive_rest().unwrap()).unwrap())
 }
 
 #[test]
@@ -96,9 +97,9 @@ fn hop_by_hop_fields_of_an_answer_go() {
     let gateway = Gateway::with(&acme(&upstream.url()));
     let mut press = Device::connect(PRESS, gateway.address());
     let expected = [("X-Kept", "1"), ("Content-Length", "0")];
-    assert_eq!(press.ask(GET).fields(), expected);
+    assert_eq!(press.ask(GET).undated().fields(), expected);
     // The server's wish to close concerns its own connection.
-    assert_eq!(press.ask(GET).fields(), expected);
+    assert_eq!(press.ask(GET).undated().fields(), expected);
     assert_eq!(upstream.connections(), 2);
     gateway.stop();
 }
@@ -113,7 +114,7 @@ fn a_chunked_answer_is_framed_anew_for_the_device() {
     let gateway = Gateway::with(&acme(&upstream.url()));
     let mut press = Device::connect(PRESS, gateway.address());
     for _ in 0..2 {
-        let answer = press.ask(GET);
+        let answer = press.ask(GET).undated();
         assert_eq!(answer.fields(), [("Transfer-Encoding", "chunked")]);
         assert_eq!(answer.text(), "hello world!");
     }
@@ -138,7 +139,7 @@ fn an_answer_that_lasts_until_the_close_becomes_chunked() {
         let gateway = Gateway::with(&acme(&upstream.url()));
         let mut press = Device::connect(PRESS, gateway.address());
         for _ in 0..2 {
-            let answer = press.ask(GET);
+            let answer = press.ask(GET).undated();
             assert_eq!(answer.fields(), [("Transfer-Encoding", "chunked")]);
             assert_eq!(answer.text(), "hello");
         }
@@ -169,21 +170,24 @@ fn answers_without_a_body_leave_the_connection_usable() {
     let ask = |method: &str, path: &str| format!("{method} {path} HTTP/1.1\r\nHost: m2u\r\n\r\n");
     for _ in 0..2 {
         press.send(ask("GET", "/204"));
-        assert_eq!(press.receive().fields(), [("X-A", "b")]);
+        assert_eq!(press.receive().undated().fields(), [("X-A", "b")]);
         press.send(ask("GET", "/304"));
         assert_eq!(
-            press.receive().fields(),
+            press.receive().undated().fields(),
             [("ETag", "\"x\""), ("Content-Length", "5")]
         );
         press.send(ask("HEAD", "/length"));
-        assert_eq!(press.receive_head().fields(), [("Content-Length", "5")]);
+        assert_eq!(
+            press.receive_head().undated().fields(),
+            [("Content-Length", "5")]
+        );
         press.send(ask("HEAD", "/chunked"));
         assert_eq!(
-            press.receive_head().fields(),
+            press.receive_head().undated().fields(),
             [("Transfer-Encoding", "chunked")]
         );
         press.send(ask("HEAD", "/bare"));
-        assert_eq!(press.receive_head().fields(), []);
+        assert_eq!(press.receive_head().undated().fields(), []);
     }
     assert_eq!(upstream.requests().len(), 10);
     gateway.stop();
@@ -271,7 +275,9 @@ fn an_answer_that_breaks_off_behind_its_head_is_never_ended_in_order() {
     ] {
         let mut press = Device::connect(PRESS, gateway.address());
         press.send(format!("{line}\r\nHost: m2u\r\n\r\n"));
-        let begin = format!("HTTP/1.1 200 OK\r\n{begin}");
+        let (head, begin) = begin.split_once("\r\n\r\n").unwrap();
+        let head = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+        assert_eq!(press.receive_head().undated().head, head);
         assert_eq!(press.receive_bytes(begin.len()), begin.as_bytes());
         seen.send(()).unwrap();
         let rest = press.receive_rest().map_err(|error| error.kind());

@@ -174,11 +174,12 @@ fn a_request_that_fails_cuts_an_answer_off_that_lasts_until_the_close() {
         conversation.read_rest().map(|_| ())
     });
     let gateway = Gateway::with(&acme(&upstream.url()));
-    let begin = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
-                 5\r\nhello\r\n";
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+    let begin = "5\r\nhello\r\n";
     for broken in ["zz\r\n", ""] {
         let mut press = Device::connect(PRESS, gateway.address());
         press.send(POST_CHUNKED);
+        assert_eq!(press.receive_head().undated().head, head);
         assert_eq!(press.receive_bytes(begin.len()), begin.as_bytes());
         press.send(broken);
         press.finish();

@@ -554,6 +554,8 @@ impl Replay<'_> {
         let is_it =
             got.bytes.starts_with(line.as_bytes()) && contains(&got.bytes, field.as_bytes());
         check!(is_it && got.is_whole, "the device got {}", show(&got.bytes));
+        let is_dated = contains(&got.bytes, b"\r\nDate: *\r\n");
+        check!(is_dated, "no date in {}", show(&got.bytes));
         let closes = contains(&got.bytes, b"\r\nConnection: close\r\n");
         if self.kind != Kind::Answer {
             check!(closes != case.says("keep"), "{}", show(&got.bytes));
@@ -591,7 +593,7 @@ impl Replay<'_> {
         written.map_err(|e| format!("next: {e}"))?;
         let got = read_message(&mut self.device, Side::Answer { to_head: false });
         let got = got.map_err(|error| format!("next: no answer: {error}"))?;
-        let expected = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext";
+        let expected = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nDate: *\r\n\r\nnext";
         check!(
             got.bytes == expected,
             "next: the device got {}",
@@ -670,7 +672,7 @@ fn send(stream: &mut TcpStream, bytes: &[u8], pieces: Pieces, begin: usize) {
 /// A message in the one form in which messages are compared.
 #[derive(Debug)]
 struct Message {
-    /// Head and body; a chunked body as one chunk, a made request id as `*`.
+    /// Head and body; a chunked body as one chunk, a made request id, or date, as `*`.
     bytes: Vec<u8>,
     /// Whether it came to its end.
     is_whole: bool,
@@ -757,6 +759,18 @@ fn ends_well(result: io::Result<()>) -> io::Result<bool> {
     }
 }
 
+/// Bytes before the value, if the line is that of a request id, or of the date of now, that the gateway makes.
+fn made_from(line: &[u8]) -> Option<usize> {
+    const ID: &[u8] = b"X-Request-Id: ";
+    const DATE: &[u8] = b"Date: ";
+    if line.len() == ID.len() + 34 && line.starts_with(ID) {
+        return Some(ID.len());
+    }
+    let value = line.strip_prefix(DATE)?.strip_suffix(b"\r\n")?;
+    let is_made = str::from_utf8(value).is_ok_and(wire::is_now);
+    is_made.then_some(DATE.len())
+}
+
 /// Reads up to and with the empty line, or to the end of the connection.
 fn read_head(from: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
@@ -765,10 +779,8 @@ fn read_head(from: &mut impl BufRead) -> io::Result<Vec<u8>> {
         if from.read_until(b'\n', &mut head)? == 0 {
             break;
         }
-        let name = b"X-Request-Id: ";
-        let is_made = head.len() == line + name.len() + 34 && head[line..].starts_with(name);
-        if is_made {
-            head.truncate(line + name.len());
+        if let Some(value) = made_from(&head[line..]) {
+            head.truncate(line + value);
             head.extend_from_slice(b"*\r\n");
         }
     }

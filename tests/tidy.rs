@@ -13,7 +13,7 @@ const FILE_LINES_MAX: usize = 800;
 /// The engine's layers from the bottom up; each may import those below it, and its own.
 const LAYERS: [&[&str]; 5] = [
     &["http1", "net"],
-    &["upstream", "admission", "buffers"],
+    &["upstream", "admission", "buffers", "date"],
     &["shard"],
     &["proxy"],
     &["worker"],

@@ -1,13 +1,14 @@
 //! The data plane: one thread a core; never blocks, never resolves names, never logs with a lock.
 //!
-//! Imports run one way: `http1`, `net` <- `upstream`, `admission`, `buffers` <- `shard` <- `proxy` <-
-//! `worker`. [`Engine`] starts the workers and stops them; it is all that the rest of the program
+//! Imports run one way: `http1`, `net` <- `upstream`, `admission`, `buffers`, `date` <- `shard` <-
+//! `proxy` <- `worker`. [`Engine`] starts the workers and stops them; it is all that the rest of the program
 //! knows of this zone.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod admission;
 pub mod buffers;
+pub mod date;
 pub mod http1;
 pub mod net;
 pub mod proxy;

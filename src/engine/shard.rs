@@ -7,12 +7,14 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
+    time::SystemTime,
 };
 
 use super::{
     admission::Admission,
     buffers::Buffers,
-    http1::rewrite::REQUEST_ID_BYTES,
+    date::DateField,
+    http1::rewrite::{DATE_FIELD_BYTES, REQUEST_ID_BYTES},
     net::{deadline::Deadlines, pipe::Pipes},
     upstream::pool::Pools,
 };
@@ -52,6 +54,7 @@ pub struct Shard {
     log: RefCell<Option<CoreLog>>,
     snapshots: RefCell<Snapshots>,
     request_ids: RequestIds,
+    date: DateField,
     draining: Cell<bool>,
     connections: Cell<usize>,
     dormant: Cell<usize>,
@@ -100,6 +103,7 @@ impl Shard {
             log: RefCell::new(log),
             snapshots: RefCell::new(Snapshots { subscriber, newest }),
             request_ids: RequestIds::new(),
+            date: DateField::default(),
             draining: Cell::new(false),
             connections: Cell::new(0),
             dormant: Cell::new(0),
@@ -123,6 +127,11 @@ impl Shard {
     /// A request id that no other request of this process, or of another, has.
     pub fn next_request_id(&self) -> [u8; REQUEST_ID_BYTES] {
         self.request_ids.next()
+    }
+
+    /// The `Date` of an answer that the gateway writes, or forwards and that came without one.
+    pub fn date_field(&self) -> [u8; DATE_FIELD_BYTES] {
+        self.date.at(SystemTime::now())
     }
 
     /// Whether the core finishes what is under way and takes nothing new.

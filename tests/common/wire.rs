@@ -1,6 +1,11 @@
 //! HTTP/1 messages as they cross the wire, read plainly and without the crate under test.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    time::SystemTime,
+};
+
+use super::PATIENCE;
 
 /// A message as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +83,12 @@ impl Message {
             .collect()
     }
 
+    /// Takes out the only `Date`, which must be of now: the gateway's, where the server sent none.
+    pub fn undated(self) -> Self {
+        let head = undated(&self.head);
+        Self { head, ..self }
+    }
+
     /// The token of `Proxy-Status`.
     pub fn token(&self) -> Option<&str> {
         self.field("Proxy-Status")
@@ -97,6 +108,24 @@ impl Message {
         self.field("Content-Length")
             .map(|length| length.parse().expect("a length"))
     }
+}
+
+/// Takes the only `Date` out of a head, or of one and its body; it must be of now.
+pub fn undated(text: &str) -> String {
+    let (before, rest) = text.split_once("\r\nDate: ").expect("a date");
+    let (date, after) = rest.split_once("\r\n").expect("a line's end");
+    let undated = format!("{before}\r\n{after}");
+    assert!(is_now(date) && !undated.contains("\r\nDate: "), "{text}");
+    undated
+}
+
+/// Whether it is a `Date` as RFC 9110 §5.6.7 writes it, and of the last minutes.
+pub fn is_now(value: &str) -> bool {
+    let Ok(date) = httpdate::parse_http_date(value) else {
+        return false;
+    };
+    let age = SystemTime::now().duration_since(date);
+    age.is_ok_and(|age| age <= 2 * PATIENCE) && httpdate::fmt_http_date(date) == value
 }
 
 /// Reads what comes next, however often the wait for it is interrupted; 0 is the end.

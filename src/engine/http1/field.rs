@@ -19,6 +19,8 @@ pub enum Field {
     Connection,
     /// `Content-Length`: consumed, rendered anew.
     ContentLength,
+    /// `Date`: passes; made if an answer has none.
+    Date,
     /// `Content-Location` and `Location`: mapped back in answers.
     Location,
     /// `Expect`: passes; may announce `100-continue`.
@@ -82,6 +84,7 @@ fn classify_extension(name: &[u8]) -> Field {
 pub fn classify_response(name: &[u8]) -> Field {
     match name.len() {
         2 if name.eq_ignore_ascii_case(b"te") => Field::Dropped,
+        4 if name.eq_ignore_ascii_case(b"date") => Field::Date,
         7 if is_any(name, &[b"trailer", b"upgrade"]) => Field::Dropped,
         8 if name.eq_ignore_ascii_case(b"location") => Field::Location,
         10 if name.eq_ignore_ascii_case(b"connection") => Field::Connection,

@@ -227,7 +227,9 @@ impl<'h, 'b> Request<'h, 'b> {
         for (index, header) in fields.iter().enumerate() {
             let field = field::classify_request(header.name.as_bytes());
             match field {
-                Field::Ordinary | Field::Location | Field::Challenge => kept.insert(index),
+                Field::Ordinary | Field::Date | Field::Location | Field::Challenge => {
+                    kept.insert(index);
+                }
                 // Means nothing in HTTP/1.0 (RFC 9110 §10.1.1).
                 Field::Expect if version == Version::Http10 => {}
                 Field::Expect => {
@@ -304,6 +306,8 @@ pub struct Response<'h, 'b> {
     pub kept: FieldSet,
     /// Positions among `kept` of `Location` and `Content-Location`.
     pub locations: FieldSet,
+    /// Whether a `Date` passes on.
+    pub has_date: bool,
     /// The body that follows.
     pub body: Body,
     /// The framing the fields announced, for answers that have no body.
@@ -357,6 +361,7 @@ impl<'h, 'b> Response<'h, 'b> {
     ) -> Result<Self, HeadError> {
         let mut kept = FieldSet::default();
         let mut locations = FieldSet::default();
+        let mut date = None;
         let mut framing = Framing::default();
         let mut has_connection = false;
         let mut binds_connection = false;
@@ -367,6 +372,10 @@ impl<'h, 'b> Response<'h, 'b> {
                 Field::Connection => has_connection = true,
                 Field::ContentLength | Field::TransferEncoding => {
                     framing.take_of_response(field, header.value)?;
+                }
+                Field::Date => {
+                    kept.insert(index);
+                    date = Some(index);
                 }
                 Field::Location => {
                     kept.insert(index);
@@ -400,6 +409,7 @@ impl<'h, 'b> Response<'h, 'b> {
             fields,
             kept,
             locations,
+            has_date: date.is_some_and(|index| kept.contains(index)),
             body,
             announced,
             persist: match may_follow || binds_connection {

@@ -15,6 +15,8 @@ use crate::snapshot::{
 
 /// Bytes of a rendered request id.
 pub const REQUEST_ID_BYTES: usize = 32;
+/// Bytes of a whole `Date` field, such as `Date: Sun, 06 Nov 1994 08:49:37 GMT` and the end of its line.
+pub const DATE_FIELD_BYTES: usize = 37;
 
 /// The identity of a device that is not exposed.
 const CONCEALED: &[u8] = b"X_Talk2M_Account: \r\nX_Talk2M_Device: \r\nX_Talk2M_SerialNumber: \r\n";
@@ -136,6 +138,8 @@ pub struct Delivery {
     pub body: Body,
     /// What `Connection` says; `None` says nothing, where the version's default is meant.
     pub connection: Option<&'static [u8]>,
+    /// The `Date` of an answer that has none; `None` if it has one, or needs none.
+    pub date: Option<[u8; DATE_FIELD_BYTES]>,
 }
 
 /// What a device needs to know to follow a `Location`.
@@ -170,6 +174,9 @@ pub fn write_response(
     write_framing(out, delivery.body);
     if let Some(connection) = delivery.connection {
         put(out, connection);
+    }
+    if let Some(date) = &delivery.date {
+        put(out, date);
     }
     put(out, b"\r\n");
 }

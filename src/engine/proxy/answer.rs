@@ -19,7 +19,7 @@ use crate::{
             framing::{Body, Version},
             head::{self, HeadError, Persist, Response},
             location,
-            rewrite::{self, Delivery, Origin},
+            rewrite::{self, DATE_FIELD_BYTES, Delivery, Origin},
         },
         net::{
             deadline::{Cut, Watch},
@@ -283,6 +283,7 @@ impl<'a> Answer<'a> {
             length,
             fields_max,
             may_keep,
+            || shard.date_field(),
             outbox,
         )?;
         match &mut heard {
@@ -532,7 +533,8 @@ impl<'a> Answer<'a> {
 /// Reads the answer's head that is the first `length` bytes of `received`, and writes it anew to
 /// `outbox`, with what came of the body behind it.
 ///
-/// `may_keep` says whether the device's connection could go on after this answer.
+/// `may_keep` says whether the device's connection could go on after this answer, `date` what its `Date` is to be
+/// if it came without.
 ///
 /// # Errors
 /// [`Failure`]: the server's fault; the device must see nothing of this answer, whatever the outbox
@@ -543,6 +545,7 @@ pub fn hear(
     length: usize,
     fields_max: usize,
     may_keep: bool,
+    date: impl FnOnce() -> [u8; DATE_FIELD_BYTES],
     outbox: &mut Vec<u8>,
 ) -> Result<Heard, Failure> {
     let (head, rest) = received.split_at_mut(length);
@@ -572,6 +575,7 @@ pub fn hear(
         let delivery = Delivery {
             body: Body::Absent,
             connection: None,
+            date: None,
         };
         rewrite::write_response(outbox, &response, &origin, delivery);
         return Ok(Heard::Interim {
@@ -587,8 +591,12 @@ pub fn hear(
         (true, Version::Http10) => Some(b"Connection: keep-alive\r\n"),
         (true, Version::Http11) => None,
     };
-    let body = announced(&response, delivered, plan);
-    rewrite::write_response(outbox, &response, &origin, Delivery { body, connection });
+    let delivery = Delivery {
+        body: announced(&response, delivered, plan),
+        connection,
+        date: (!response.has_date).then(date),
+    };
+    rewrite::write_response(outbox, &response, &origin, delivery);
 
     let mut intake = Intake::new(response.body, u64::MAX);
     let taken = intake
@@ -665,7 +673,7 @@ pub async fn fail(
         && !shard.is_draining();
     let persist = if keeps { Persist::Keep } else { Persist::Close };
     let mut outbox = shard.buffers.take_parked();
-    failure.write(&mut outbox, plan.to_head(), persist);
+    failure.write(&mut outbox, plan.to_head(), persist, &shard.date_field());
     let patience = plan.route.timeouts.body;
     let (result, outbox) = device.write_all(outbox, 0, patience).await;
     shard.buffers.put(outbox);

@@ -192,7 +192,7 @@ impl Device {
             false => persist,
         };
         let mut outbox = shard.buffers.take_parked();
-        failure.write(&mut outbox, to_head, persist);
+        failure.write(&mut outbox, to_head, persist, &shard.date_field());
         let patience = shard.timeouts.body;
         let (result, outbox) = self.writer.write_all(outbox, 0, patience).await;
         shard.buffers.put(outbox);

@@ -12,7 +12,7 @@ use crate::{
     engine::{
         http1::{
             head::{HeadError, Persist},
-            rewrite::put_decimal,
+            rewrite::{DATE_FIELD_BYTES, put_decimal},
         },
         net::stream::StreamError,
         upstream::connect::ConnectError,
@@ -279,8 +279,14 @@ impl Failure {
         Row { status, reason: reason(status), token, side, persist, sentence }
     }
 
-    /// Appends the whole answer; its connection goes on only if `persist` says so too.
-    pub fn write(self, out: &mut Vec<u8>, to_head: bool, persist: Persist) {
+    /// Appends the whole answer; its connection goes on only if `persist` says so too. `date` is the whole field.
+    pub fn write(
+        self,
+        out: &mut Vec<u8>,
+        to_head: bool,
+        persist: Persist,
+        date: &[u8; DATE_FIELD_BYTES],
+    ) {
         let row = self.row();
         let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
         put("HTTP/1.1 ");
@@ -304,9 +310,11 @@ impl Failure {
         out.extend_from_slice(b"Content-Length: ");
         put_decimal(out, row.sentence.len() as u64 + 1);
         out.extend_from_slice(match persist {
-            Persist::Close => b"\r\nConnection: close\r\n\r\n",
-            Persist::Keep => b"\r\nConnection: keep-alive\r\n\r\n",
+            Persist::Close => b"\r\nConnection: close\r\n",
+            Persist::Keep => b"\r\nConnection: keep-alive\r\n",
         });
+        out.extend_from_slice(date);
+        out.extend_from_slice(b"\r\n");
         if !to_head {
             out.extend_from_slice(row.sentence.as_bytes());
             out.push(b'\n');
@@ -416,10 +424,12 @@ mod tests {
         }
     }
 
+    const DATE: &[u8; DATE_FIELD_BYTES] = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+
     #[test]
     fn an_answer_is_complete_and_says_its_token() {
         let mut out = Vec::new();
-        Failure::TooManyConnections.write(&mut out, false, Persist::Close);
+        Failure::TooManyConnections.write(&mut out, false, Persist::Close, DATE);
         let text = String::from_utf8(out).expect("ASCII");
         let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
         assert!(
@@ -429,14 +439,16 @@ mod tests {
         assert!(head.contains("\r\nProxy-Status: m2u; error=connection_limit_reached\r\n"));
         assert!(head.contains("\r\nRetry-After: 5\r\n"));
         assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())));
-        assert!(head.ends_with("\r\nConnection: close"));
+        assert!(head.contains("\r\nConnection: close\r\n"));
+        let date = str::from_utf8(DATE).expect("ASCII").trim_end();
+        assert!(head.ends_with(&format!("\r\n{date}")), "{head}");
     }
 
     #[test]
     fn an_answer_to_head_has_no_body() {
         let mut out = Vec::new();
-        Failure::NoSuchSlot.write(&mut out, true, Persist::Keep);
-        assert!(out.ends_with(b"Connection: keep-alive\r\n\r\n"));
+        Failure::NoSuchSlot.write(&mut out, true, Persist::Keep, DATE);
+        assert!(out.ends_with(b"GMT\r\n\r\n"), "{}", out.escape_ascii());
     }
 
     #[test]

@@ -26,7 +26,7 @@ use m2u::{
 
 use crate::{
     pieces::{PIECE_BUFFER_BYTES, Pieces},
-    scene::{self, FIELDS_MAX, HEAD_BYTES_MAX, Party, REQUEST_ID},
+    scene::{self, DATE, FIELDS_MAX, HEAD_BYTES_MAX, Party, REQUEST_ID},
     strict::{self, Fault, Field, Framing, Message, Reading, StatusLine},
 };
 
@@ -132,6 +132,7 @@ fn relay(
                     length,
                     FIELDS_MAX,
                     may_keep,
+                    || DATE,
                     &mut outbox,
                 ) {
                     Ok(Heard::Final(start)) => {
@@ -312,7 +313,16 @@ fn check_fields(
     if start.delivered == Body::UntilClose {
         assert_eq!(framed, 0);
     }
-    let said: Vec<_> = own.iter().filter(|(name, _)| !is_framing(name)).collect();
+    let is_date = |(name, _): &&Field<'_>| name.eq_ignore_ascii_case(b"date");
+    let dates: Vec<_> = own.iter().filter(is_date).collect();
+    match of_server.iter().any(|field| is_date(&field)) {
+        true => assert!(dates.is_empty(), "dated twice"),
+        false => assert_eq!(dates, [&(&b"Date"[..], &DATE[6..35])]),
+    }
+    let said = own
+        .iter()
+        .filter(|field| !is_framing(field.0) && !is_date(field));
+    let said: Vec<_> = said.collect();
     match (keeps, plan.version) {
         (true, Version::Http11) => assert!(said.is_empty()),
         (true, Version::Http10) => assert_eq!(said, [&(&b"Connection"[..], &b"keep-alive"[..])]),

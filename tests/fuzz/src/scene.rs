@@ -23,6 +23,8 @@ pub const HEAD_BYTES_MAX: usize = 2_048;
 pub const BODY_BYTES_SMALL: u64 = 48;
 /// What the gateway calls a request that has no name.
 pub const REQUEST_ID: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
+/// `Date` of answers that came without one.
+pub const DATE: [u8; 37] = *b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
 
 const LOGIN: &str = "Basic YWNtZTpzZWNyZXQ=";
 const VARIANTS: u8 = 32;
