@@ -190,6 +190,8 @@ pub const TRAILER_BYTES_MAX: usize = 8_192;
 pub const INTERIM_RESPONSES_MAX: usize = 16;
 /// Bytes of the authority a device named, kept to map `Location` back.
 pub const AUTHORITY_BYTES_MAX: usize = 261;
+/// Bytes of an authority that a request keeps without an allocation.
+pub const AUTHORITY_BYTES_SHORT: usize = 46;
 
 /// Bytes of a PROXY protocol header: addresses, and what load balancers add to them.
 pub const PROXY_HEADER_BYTES_MAX: usize = 536;
@@ -372,6 +374,8 @@ const _: () = {
     assert!(FIELDS_DEFAULT <= FIELDS_CEILING);
     assert!(PROXY_HEADER_BYTES_MAX < PARKED_BYTES);
     assert!(SPARE_BUFFERS_FLOOR < SPARE_BUFFERS_MAX);
+    assert!(AUTHORITY_BYTES_SHORT <= u8::MAX as usize);
+    assert!(AUTHORITY_BYTES_SHORT < AUTHORITY_BYTES_MAX);
     assert!(PARKED_FULL_BYTES < PARKED_BYTES);
     assert!(PARKED_BYTES < RELAY_BYTES_FLOOR);
     assert!(ACCEPT_PAUSE_FLOOR.as_millis() < ACCEPT_PAUSE_CEILING.as_millis());

@@ -29,7 +29,7 @@ use super::{
         listener::{Acceptor, AcceptorCloser},
         tick::Ticker,
     },
-    proxy::connection::{self, Entrance, Visit},
+    proxy::connection::{self, Entrance, Visit, build_in_place},
     shard::{Counted, Shard},
 };
 use crate::{
@@ -138,7 +138,8 @@ fn open(
     monoio::spawn(async move {
         let accept = |socket, peer| {
             let counted = shard.count_connection();
-            let awake = Box::pin(Visit::begin(&shard, &entrance, socket, peer).run());
+            let visit = Visit::begin(&shard, &entrance, socket, peer);
+            let awake = build_in_place(|| visit.run());
             monoio::spawn(Contained {
                 connection: connection::serve(awake, Visit::run),
                 counted: Some(counted),
@@ -351,7 +352,10 @@ mod tests {
             });
             let socket = TcpStream::from_std(near).expect("a socket");
             let visit = Visit::begin(&shard, &entrance, socket, peer);
-            let mut serve = pin!(connection::serve(Box::pin(visit.run()), Visit::run));
+            let mut serve = pin!(connection::serve(
+                build_in_place(|| visit.run()),
+                Visit::run
+            ));
             poll_fn(|context| {
                 assert!(serve.as_mut().poll(context).is_pending());
                 Poll::Ready(())
@@ -393,7 +397,7 @@ mod tests {
         }
         let awake = size_of_output(Visit::run);
         let serve = |visit: Visit| Contained {
-            connection: connection::serve(Box::pin(visit.run()), Visit::run),
+            connection: connection::serve(build_in_place(|| visit.run()), Visit::run),
             counted: None,
         };
         let asleep = size_of_output(serve);

@@ -69,6 +69,8 @@ mod tests {
         time::{Duration, Instant},
     };
 
+    use socket2::{Domain, Socket, Type};
+
     use super::{
         super::deadline::{Deadlines, TICK},
         *,
@@ -83,7 +85,12 @@ mod tests {
     /// answers at which sweep the send was ended.
     fn sweeps_until_overdue(reads: impl Fn(usize) -> bool) -> usize {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-        let mut far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect");
+        let far = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        // Of a size that stays: one that grows could take all there is within a few reads.
+        far.set_recv_buffer_size(65_536).expect("a socket");
+        let address = listener.local_addr().expect("bound");
+        far.connect(&address.into()).expect("connect");
+        let mut far = TcpStream::from(far);
         let (mut near, _) = listener.accept().expect("accept");
         near.set_nonblocking(true).expect("a socket");
         far.set_read_timeout(Some(PATIENCE)).expect("a socket");

@@ -157,6 +157,13 @@ enum Standing {
     Charged(Charged),
 }
 
+/// Builds a future in the room that it will have: built before that is there, all of it would be copied, of
+/// which a future that has not begun holds next to nothing.
+pub fn build_in_place<R>(build: impl FnOnce() -> R) -> Pin<Box<R>> {
+    let room = Box::new_uninit();
+    Box::into_pin(Box::write(room, build()))
+}
+
 /// Serves a device until its connection ends; says why it did.
 ///
 /// `run` is [`Visit::run`]. What it makes is nearly all that a connection needs, and is allocated
@@ -173,7 +180,8 @@ pub async fn serve<R: Future<Output = Outcome>>(
         sleeper.shard.begin_sleep();
         let _ = sleeper.device.sleep().await;
         sleeper.shard.end_sleep();
-        awake = Box::pin(run(sleeper.wake()));
+        let visit = sleeper.wake();
+        awake = build_in_place(|| run(visit));
     }
 }
 

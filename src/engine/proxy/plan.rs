@@ -71,31 +71,42 @@ impl<'s> Plan<'s> {
 }
 
 /// The authority that a device used, kept to map `Location` back.
-#[derive(Debug, Clone, Copy)]
-pub struct Authority {
-    bytes: [u8; limits::AUTHORITY_BYTES_MAX],
-    length: usize,
+///
+/// Most names are short; with room for the longest in it, most of what a request moves would be that.
+#[derive(Debug)]
+pub enum Authority {
+    /// It used none.
+    Absent,
+    /// So many of the bytes.
+    Short(u8, [u8; limits::AUTHORITY_BYTES_SHORT]),
+    /// Any other.
+    Long(Box<[u8]>),
 }
 
 impl Authority {
     /// Keeps `authority`; one that is too long for any name of ours counts as none.
     fn keep(authority: Option<&[u8]>) -> Self {
-        let mut kept = Self {
-            bytes: [0; limits::AUTHORITY_BYTES_MAX],
-            length: 0,
-        };
-        if let Some(authority) = authority
-            && let Some(room) = kept.bytes.get_mut(..authority.len())
-        {
-            room.copy_from_slice(authority);
-            kept.length = authority.len();
+        match authority {
+            None | Some([]) => Self::Absent,
+            Some(authority) if authority.len() <= limits::AUTHORITY_BYTES_SHORT => {
+                let mut bytes = [0; limits::AUTHORITY_BYTES_SHORT];
+                bytes[..authority.len()].copy_from_slice(authority);
+                Self::Short(authority.len() as u8, bytes)
+            }
+            Some(authority) if authority.len() <= limits::AUTHORITY_BYTES_MAX => {
+                Self::Long(authority.into())
+            }
+            Some(_) => Self::Absent,
         }
-        kept
     }
 
     /// The bytes as the device wrote them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        (self.length > 0).then(|| &self.bytes[..self.length])
+        match self {
+            Self::Absent => None,
+            Self::Short(length, bytes) => Some(&bytes[..usize::from(*length)]),
+            Self::Long(bytes) => Some(bytes),
+        }
     }
 }
 
@@ -361,6 +372,23 @@ impl From<BodyError> for Failure {
         match error {
             BodyError::Malformed => Self::MalformedBody,
             BodyError::TooLarge => Self::BodyTooLarge,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_of_any_length_that_a_name_may_have_is_kept_whole() {
+        let long: Vec<u8> = (b'a'..=b'z').cycle().take(300).collect();
+        for length in [1, 45, 46, 47, 260, 261] {
+            let kept = Authority::keep(Some(&long[..length]));
+            assert_eq!(kept.as_bytes(), Some(&long[..length]), "{length}");
+        }
+        for none in [None, Some(&[][..]), Some(&long[..262])] {
+            assert_eq!(Authority::keep(none).as_bytes(), None, "{none:?}");
         }
     }
 }
