@@ -17,6 +17,7 @@ use m2u::{
             field,
             framing::{Body, Framing, Version},
             head::{self, Request},
+            rewrite::DATE_FIELD_BYTES,
         },
         proxy::{
             answer::{self, Heard},
@@ -39,7 +40,7 @@ mod common;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const REQUEST_ID: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
-const DATE: [u8; 37] = *b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+const DATE: [u8; DATE_FIELD_BYTES] = *b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
 /// An upload in many chunks, such as BASIC sends: how many, and of what size.
 const CHUNKS: usize = 8;
 const CHUNK_BYTES: usize = 2_048;

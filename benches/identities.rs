@@ -149,6 +149,7 @@ fn route(account: u32, port: u16) -> Route {
                 .into(),
         },
         hyphen_aliases: false,
+        forwarded: false,
         authorization: None,
         on_failure: OnFailure::Respond,
         timeouts: Timeouts::default(),

@@ -176,7 +176,7 @@ pub const SPARE_BUFFERS_MAX: usize = 256;
 pub const SPARE_BUFFERS_FLOOR: usize = 16;
 
 /// Bytes that a rewritten head may be longer than the received one: identity twice, login, host,
-/// base path, `Via`, request id, framing.
+/// base path, `Forwarded`, `Via`, request id, framing; of an answer `Date`.
 pub const HEAD_GROWTH_BYTES_MAX: usize =
     2 * (3 * (IDENTITY_VALUE_BYTES_MAX + 32)) + LOGIN_BYTES_MAX + 512 + BASE_PATH_BYTES_MAX + 256;
 

@@ -1,4 +1,5 @@
-//! A warm request on kept-alive connections allocates nothing on the heap.
+//! A warm request on kept-alive connections allocates nothing on the heap, unless it names a host of more than
+//! `AUTHORITY_BYTES_SHORT` bytes.
 //!
 //! The engine runs inside this test, on one core, under an allocator that counts. Devices and
 //! servers here use fixed buffers, so that every allocation that is seen is the gateway's.

@@ -325,6 +325,46 @@ fn hop_by_hop_fields_and_forwarding_claims_go_and_all_others_stay_as_they_are() 
 }
 
 #[test]
+fn the_address_that_speaks_is_told_where_the_server_asks_for_it() {
+    let upstream = Upstream::echo();
+    let preamble = PREAMBLE.replacen(
+        "[\"127.0.0.1:0\"]",
+        "[{ address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.1/32\"] }]",
+        1,
+    );
+    let told = server("m2u", &upstream.url()) + "forwarded = true\n";
+    let servers = told + &server("m2u2", &upstream.url());
+    let devices = [("press-07", PRESS), ("press-08", "fd00::8")];
+    let accounts = account("acme", &servers, &devices).replace(
+        "ref = \"acme\"\n",
+        "ref = \"acme\"\nexpose_identity = false\n",
+    );
+    let gateway = Gateway::start(&format!("{preamble}{accounts}"));
+    let request = "GET / HTTP/1.1\r\nHost: m2u\r\nforwarded: for=forged\r\n\
+                   Connection: Forwarded\r\n\r\n";
+    let proxied = "PROXY TCP6 fd00::8 fd00::1 12345 80\r\n".to_owned() + request;
+    let elsewhere = request.replace("m2u", "m2u2");
+    for (source, request) in [
+        (PRESS, request),
+        ("127.0.9.1", &*proxied),
+        (PRESS, &*elsewhere),
+    ] {
+        assert_eq!(
+            device::ask(source, gateway.address(), request).status(),
+            200
+        );
+    }
+    let told = upstream.requests().into_iter();
+    let told: Vec<_> = told
+        .map(|request| request.field("Forwarded").map(str::to_owned))
+        .collect();
+    // RFC 7239 §6: an IPv6 address stands in brackets and quotes.
+    let expected = [Some("for=127.0.0.7"), Some("for=\"[fd00::8]\""), None];
+    assert_eq!(told, expected.map(|value| value.map(str::to_owned)));
+    gateway.stop();
+}
+
+#[test]
 fn via_says_which_version_the_device_spoke() {
     for (request, via) in [
         ("GET / HTTP/1.0\r\n\r\n", "1.0 m2u"),

@@ -286,7 +286,6 @@ fn read_answer(
     );
     same("status line", answer.first_line(), &line)?;
     let mut fields = owned(&answer.fields());
-    // Written behind all of the server's.
     match fields.iter().rposition(|(name, _)| name == "Date") {
         Some(position) if wire::is_now(&fields[position].1) => drop(fields.remove(position)),
         _ => return Err(fail("answer's fields", &answer.head, "a date of now")),

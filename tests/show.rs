@@ -41,6 +41,7 @@ client_certificate = "acme.pem"
 client_key = "acme.key"
 ca = "acme-ca.pem"
 hyphen_aliases = true
+forwarded = true
 on_failure = "close"
 address = ["203.0.113.7:8443"]
 timeouts = { response = "2m" }
@@ -173,6 +174,7 @@ fn every_setting_is_shown_with_its_value() {
         client_key = "FOLDER/acme.key"
         ca = "FOLDER/acme-ca.pem"
         hyphen_aliases = true
+        forwarded = true
         on_failure = "close"
         address = ["203.0.113.7:8443"]
         timeouts = { body = "30s", connect = "250ms", response = "2m", pool = "1m" }
@@ -183,6 +185,7 @@ fn every_setting_is_shown_with_its_value() {
         client_certificate = "FOLDER/gateway.pem"
         client_key = "FOLDER/gateway.key"
         hyphen_aliases = false
+        forwarded = false
         on_failure = "respond"
         timeouts = { body = "30s", connect = "250ms", response = "30s", pool = "1m" }
         limits = { body_bytes = 104857600 }
@@ -201,6 +204,7 @@ fn every_setting_is_shown_with_its_value() {
         client_key = "FOLDER/gateway.key"
         ca = "FOLDER/acme-ca.pem"
         hyphen_aliases = false
+        forwarded = false
         on_failure = "respond"
         timeouts = { body = "30s", connect = "250ms", response = "30s", pool = "1m" }
         limits = { body_bytes = 104857600 }
@@ -329,7 +333,8 @@ fn a_device_is_resolved_as_a_request_would_be() {
              X_Talk2M_SerialNumber: 1932-0069-24\n    \
              X-Talk2M-Account: acme\n    \
              X-Talk2M-Device: press-07\n    \
-             X-Talk2M-SerialNumber: 1932-0069-24\n\
+             X-Talk2M-SerialNumber: 1932-0069-24\n    \
+             Forwarded: for=10.8.0.7\n\
          \n\
          m2u3 -> http://10.0.0.9:8080\n    \
              X_Talk2M_Account: acme\n    \

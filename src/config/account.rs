@@ -28,6 +28,7 @@ const SERVER_KEYS: &[&str] = &[
     "client_key",
     "ca",
     "hyphen_aliases",
+    "forwarded",
     "on_failure",
     "address",
     "timeouts",
@@ -170,6 +171,7 @@ impl AccountReader<'_> {
         let port = url.as_ref().map_or(443, |url| url.port);
         let flag = |key, report: &mut Report| table.entry(key)?.boolean(report);
         let hyphen_aliases = flag("hyphen_aliases", report);
+        let forwarded = flag("forwarded", report);
         let on_failure = table
             .entry("on_failure")
             .and_then(|entry| entry.parse(value::on_failure, report));
@@ -190,6 +192,7 @@ impl AccountReader<'_> {
             client_certificate: own_certificate.or_else(|| self.client_certificate.clone()),
             trust,
             hyphen_aliases: hyphen_aliases.unwrap_or(false),
+            forwarded: forwarded.unwrap_or(false),
             on_failure: on_failure.unwrap_or(OnFailure::Respond),
             addresses: addresses.unwrap_or_default(),
             timeouts: self.read_timeouts(table, report),

@@ -280,6 +280,8 @@ pub struct Server {
     pub trust: Option<Arc<Trust>>,
     /// Send `X-Talk2M-…` beside `X_Talk2M_…`.
     pub hyphen_aliases: bool,
+    /// Send the device's address as `Forwarded: for=…` (RFC 7239).
+    pub forwarded: bool,
     /// What a device sees when its request could not be delivered.
     pub on_failure: OnFailure,
     /// Connect here instead of resolving the URL's host; empty: resolve.

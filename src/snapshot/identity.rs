@@ -5,7 +5,7 @@
 //! leases copies an eight-thousandth of the entries and two short lists of pointers, and a core
 //! that reads never waits.
 
-use std::{array, fmt, hash::BuildHasher, hint, net::IpAddr, sync::Arc};
+use std::{array, fmt, hash::BuildHasher, hint, io::Write, net::IpAddr, sync::Arc};
 
 use hashbrown::DefaultHashBuilder;
 use ipnet::IpNet;
@@ -68,6 +68,15 @@ impl Identity<'_> {
     pub(super) fn text_bytes(&self) -> usize {
         self.name.len() + self.serial.len()
     }
+}
+
+/// Appends `Forwarded: for=source\r\n`, as RFC 7239 §6 writes an address.
+pub fn write_forwarded(source: IpAddr, out: &mut Vec<u8>) {
+    // Writing to a vector can't fail.
+    let _ = match source {
+        IpAddr::V4(source) => write!(out, "Forwarded: for={source}\r\n"),
+        IpAddr::V6(source) => write!(out, "Forwarded: for=\"[{source}]\"\r\n"),
+    };
 }
 
 /// The network already belongs to a device.

@@ -123,6 +123,8 @@ pub struct Route {
     pub stamp: Stamp,
     /// Stamp `X-Talk2M-…` as well.
     pub hyphen_aliases: bool,
+    /// Tell the address that speaks as well (`Forwarded`, RFC 7239).
+    pub forwarded: bool,
     /// `Authorization: Basic …\r\n`, which replaces the device's own.
     pub authorization: Option<Secret>,
     /// What a device sees when its request could not be delivered.

@@ -39,6 +39,7 @@ pub fn route(slot: Slot, address: SocketAddr, tls: Option<UpstreamTls>) -> Route
             account_field: b"X_Talk2M_Account: acme\r\n".as_slice().into(),
         },
         hyphen_aliases: true,
+        forwarded: false,
         authorization: Some(Secret::new(*b"Authorization: Basic YWNtZTpzZWNyZXQ=\r\n")),
         on_failure: OnFailure::Respond,
         timeouts: Timeouts::default(),

@@ -124,8 +124,12 @@ pub fn is_now(value: &str) -> bool {
     let Ok(date) = httpdate::parse_http_date(value) else {
         return false;
     };
-    let age = SystemTime::now().duration_since(date);
-    age.is_ok_and(|age| age <= 2 * PATIENCE) && httpdate::fmt_http_date(date) == value
+    // The clock may be set meanwhile, in either direction.
+    let now = SystemTime::now();
+    let apart = now
+        .duration_since(date)
+        .unwrap_or_else(|later| later.duration());
+    apart <= 2 * PATIENCE && httpdate::fmt_http_date(date) == value
 }
 
 /// Reads what comes next, however often the wait for it is interrupted; 0 is the end.

@@ -12,7 +12,7 @@ use crate::{
     control::reload::Assembly,
     snapshot::{
         Snapshot,
-        identity::Identity,
+        identity::{self, Identity},
         route::{Route, Stamp},
         scope::Scope,
     },
@@ -51,7 +51,7 @@ impl View<'_> {
                 .routes
                 .resolve(identity.account, server.slot)?;
             out.push_str(&format!("\n{} -> {}\n", server.slot, server.url));
-            for line in stamped(route, &identity).lines() {
+            for line in stamped(route, &identity, address).lines() {
                 out.push_str(&format!("    {line}\n"));
             }
         }
@@ -75,9 +75,9 @@ fn shown(network: &IpNet) -> String {
     effective::network(network)
 }
 
-/// The identity fields of a request to `route`.
-fn stamped(route: &Route, identity: &Identity<'_>) -> String {
-    let fields = match &route.stamp {
+/// The fields that tell `route` who sent a request, from `address`.
+fn stamped(route: &Route, identity: &Identity<'_>, address: IpAddr) -> String {
+    let mut fields = match &route.stamp {
         Stamp::Exposed { account_field } => {
             let mut fields = account_field.to_vec();
             identity.write_fields(&mut fields);
@@ -87,17 +87,23 @@ fn stamped(route: &Route, identity: &Identity<'_>) -> String {
             b"X_Talk2M_Account:\r\nX_Talk2M_Device:\r\nX_Talk2M_SerialNumber:\r\n".to_vec()
         }
     };
-    // Values were checked to be UTF-8 where they entered.
-    let mut fields = String::from_utf8_lossy(&fields).into_owned();
     if route.hyphen_aliases {
-        let aliases: Vec<_> = fields.lines().map(alias).collect();
-        fields.push_str(&aliases.join("\r\n"));
+        let aliases: String = text(&fields).lines().map(alias).collect();
+        fields.extend_from_slice(aliases.as_bytes());
     }
-    fields
+    if route.forwarded {
+        identity::write_forwarded(address.to_canonical(), &mut fields);
+    }
+    text(&fields)
+}
+
+/// Values were checked to be UTF-8 where they entered.
+fn text(fields: &[u8]) -> String {
+    String::from_utf8_lossy(fields).into_owned()
 }
 
 /// The same field under the name that every server lets pass.
 fn alias(line: &str) -> String {
     let (name, value) = line.split_once(':').unwrap_or((line, ""));
-    format!("{}:{value}", name.replace('_', "-"))
+    format!("{}:{value}\r\n", name.replace('_', "-"))
 }

@@ -228,6 +228,7 @@ fn render_server(out: &mut String, server: &Server) {
         line(out, "ca", quoted_path(&trust.path));
     }
     line(out, "hyphen_aliases", server.hyphen_aliases);
+    line(out, "forwarded", server.forwarded);
     let on_failure = match server.on_failure {
         OnFailure::Respond => "respond",
         OnFailure::Close => "close",

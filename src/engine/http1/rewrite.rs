@@ -3,13 +3,15 @@
 //! The only place that decides what a forwarded head looks like on the wire. Never looks at a
 //! socket, and never writes an identity that did not come from the snapshot.
 
+use std::net::IpAddr;
+
 use super::{
     framing::{Body, Version},
     head::{Method, Persist, Request, Response},
     location::{self, Mapped},
 };
 use crate::snapshot::{
-    identity::Identity,
+    identity::{self, Identity},
     route::{Route, Stamp},
 };
 
@@ -33,6 +35,8 @@ pub struct UpstreamHead<'a> {
     pub path: &'a [u8],
     /// Who speaks.
     pub identity: &'a Identity<'a>,
+    /// The address that speaks.
+    pub source: IpAddr,
     /// Where it goes.
     pub route: &'a Route,
     /// Sent as `X-Request-Id` if the device sent none.
@@ -67,6 +71,9 @@ impl UpstreamHead<'_> {
         put(out, &route.host_field);
         self.write_kept(out);
         self.write_identity(out);
+        if route.forwarded {
+            identity::write_forwarded(self.source, out);
+        }
         if let Some(login) = &route.authorization {
             put(out, login.expose());
         }

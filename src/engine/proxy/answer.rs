@@ -575,6 +575,7 @@ pub fn hear(
         let delivery = Delivery {
             body: Body::Absent,
             connection: None,
+            // Nobody keeps it: whether it has one is the server's to say (RFC 9110 §6.6.1).
             date: None,
         };
         rewrite::write_response(outbox, &response, &origin, delivery);

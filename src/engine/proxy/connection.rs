@@ -157,8 +157,8 @@ enum Standing {
     Charged(Charged),
 }
 
-/// Builds a future in the room that it will have: built before that is there, all of it would be copied, of
-/// which a future that has not begun holds next to nothing.
+/// Builds a future where it will stay. With its room there first, an optimised build copies only what a future
+/// that has not begun holds, which is next to nothing, and not all the room that it will need.
 pub fn build_in_place<R>(build: impl FnOnce() -> R) -> Pin<Box<R>> {
     let room = Box::new_uninit();
     Box::into_pin(Box::write(room, build()))

@@ -74,38 +74,39 @@ impl<'s> Plan<'s> {
 ///
 /// Most names are short; with room for the longest in it, most of what a request moves would be that.
 #[derive(Debug)]
-pub enum Authority {
-    /// It used none.
-    Absent,
+pub struct Authority(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    Nothing,
     /// So many of the bytes.
     Short(u8, [u8; limits::AUTHORITY_BYTES_SHORT]),
-    /// Any other.
     Long(Box<[u8]>),
 }
 
 impl Authority {
     /// Keeps `authority`; one that is too long for any name of ours counts as none.
     fn keep(authority: Option<&[u8]>) -> Self {
-        match authority {
-            None | Some([]) => Self::Absent,
+        Self(match authority {
+            None | Some([]) => Kept::Nothing,
             Some(authority) if authority.len() <= limits::AUTHORITY_BYTES_SHORT => {
                 let mut bytes = [0; limits::AUTHORITY_BYTES_SHORT];
                 bytes[..authority.len()].copy_from_slice(authority);
-                Self::Short(authority.len() as u8, bytes)
+                Kept::Short(authority.len() as u8, bytes)
             }
             Some(authority) if authority.len() <= limits::AUTHORITY_BYTES_MAX => {
-                Self::Long(authority.into())
+                Kept::Long(authority.into())
             }
-            Some(_) => Self::Absent,
-        }
+            Some(_) => Kept::Nothing,
+        })
     }
 
     /// The bytes as the device wrote them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        match self {
-            Self::Absent => None,
-            Self::Short(length, bytes) => Some(&bytes[..usize::from(*length)]),
-            Self::Long(bytes) => Some(bytes),
+        match &self.0 {
+            Kept::Nothing => None,
+            Kept::Short(length, bytes) => Some(&bytes[..usize::from(*length)]),
+            Kept::Long(bytes) => Some(bytes),
         }
     }
 }
@@ -273,6 +274,7 @@ pub fn decide<'s>(
         request: &request,
         path,
         identity: &identity,
+        source: sender.source,
         route,
         request_id: &request_id,
         persist: upstream,
@@ -382,12 +384,14 @@ mod tests {
 
     #[test]
     fn an_authority_of_any_length_that_a_name_may_have_is_kept_whole() {
-        let long: Vec<u8> = (b'a'..=b'z').cycle().take(300).collect();
-        for length in [1, 45, 46, 47, 260, 261] {
+        use limits::{AUTHORITY_BYTES_MAX as MAX, AUTHORITY_BYTES_SHORT as SHORT};
+        let long: Vec<u8> = (b'a'..=b'z').cycle().take(MAX + 1).collect();
+        for length in [1, SHORT, SHORT + 1, MAX] {
             let kept = Authority::keep(Some(&long[..length]));
-            assert_eq!(kept.as_bytes(), Some(&long[..length]), "{length}");
+            assert_eq!(kept.as_bytes(), Some(&long[..length]));
+            assert_eq!(matches!(kept.0, Kept::Long(_)), length > SHORT, "{length}");
         }
-        for none in [None, Some(&[][..]), Some(&long[..262])] {
+        for none in [None, Some(&[][..]), Some(&long[..])] {
             assert_eq!(Authority::keep(none).as_bytes(), None, "{none:?}");
         }
     }

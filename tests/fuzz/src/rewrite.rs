@@ -325,6 +325,9 @@ fn check_fields(party: Party, original: &Request<'_>, forwarded: &Request<'_>, u
             expect(&format!("X-Talk2M-{name}"), value);
         }
     }
+    if party.is_told_addresses() {
+        expect("Forwarded", &format!("for={}", party.source));
+    }
     if let Some(login) = login {
         expect("Authorization", login);
     }

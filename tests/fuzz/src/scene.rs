@@ -8,6 +8,7 @@ use std::{
 
 use m2u::{
     config::settings::{OnFailure, Scheme, Slot, Timeouts},
+    engine::http1::rewrite::DATE_FIELD_BYTES,
     snapshot::{
         Snapshot,
         identity::IdentityTable,
@@ -24,7 +25,7 @@ pub const BODY_BYTES_SMALL: u64 = 48;
 /// What the gateway calls a request that has no name.
 pub const REQUEST_ID: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 /// `Date` of answers that came without one.
-pub const DATE: [u8; 37] = *b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+pub const DATE: [u8; DATE_FIELD_BYTES] = *b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
 
 const LOGIN: &str = "Basic YWNtZTpzZWNyZXQ=";
 const VARIANTS: u8 = 32;
@@ -74,6 +75,11 @@ impl Party {
     /// Whether the identity is stamped under hyphenated names as well.
     pub fn has_aliases(self) -> bool {
         self.variant & 4 != 0
+    }
+
+    /// Whether the server is told the address that speaks.
+    pub fn is_told_addresses(self) -> bool {
+        self.variant & 12 == 12
     }
 
     /// What precedes the device's path.
@@ -178,6 +184,7 @@ fn route(variant: u8, number: u16) -> Route {
             },
         },
         hyphen_aliases: party.has_aliases(),
+        forwarded: party.is_told_addresses(),
         authorization: party
             .login()
             .map(|login| Secret::new(format!("Authorization: {login}\r\n").into_bytes())),
