@@ -355,6 +355,7 @@ fn the_address_that_speaks_is_told_where_the_server_asks_for_it() {
         );
     }
     let told = upstream.requests().into_iter();
+    let told = told.inspect(|request| assert_eq!(request.all(STAMPED[1]), [""]));
     let told: Vec<_> = told
         .map(|request| request.field("Forwarded").map(str::to_owned))
         .collect();

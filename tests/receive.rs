@@ -117,7 +117,7 @@ fn it_shows_who_sent_what_with_which_certificate() {
         "{PREAMBLE}client_certificate = {}\nclient_key = {}\n\
          [[account]]\nref = \"acme\"\n\
          [[account.server]]\nurl = \"https://{}/base\"\nca = {}\n\
-         login = {{ username = \"acme\", password = \"geheim-2\" }}\nhyphen_aliases = true\n\
+         login = {{ username = \"acme\", password = \"geheim-2\" }}\nhyphen_aliases = true\nforwarded = true\n\
          [[account.device]]\nname = \"press 07\"\nserial = \"1932-0069-24\"\n\
          address = [\"127.0.0.7\"]\n",
         quoted(&client.pem),
@@ -140,6 +140,7 @@ fn it_shows_who_sent_what_with_which_certificate() {
         "login: Basic, user acme, with a password",
         "client certificate: CN=m2u.talk2m.com",
         "content-type: text/csv",
+        "forwarded: for=127.0.0.7",
         "via: 1.1 m2u",
         "body: 5 bytes",
     ] {

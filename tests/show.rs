@@ -348,6 +348,11 @@ fn a_device_is_resolved_as_a_request_would_be() {
     ] {
         let shown = folder.shows(&["--device", address]);
         assert!(shown.contains(&format!("lease    {lease}\n")), "{shown}");
+        let speaks = address.trim_start_matches("::ffff:");
+        assert!(
+            shown.contains(&format!("Forwarded: for={speaks}\n")),
+            "{shown}"
+        );
     }
 }
 

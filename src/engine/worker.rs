@@ -269,7 +269,7 @@ mod tests {
     use std::{
         future::poll_fn,
         io::{Read, Write},
-        net::{SocketAddr, TcpStream as StdStream},
+        net::{IpAddr, SocketAddr, TcpStream as StdStream},
         pin::pin,
         sync::Arc,
     };
@@ -278,21 +278,64 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::settings::{Limits, Slot, Timeouts},
+        config::settings::{Limits, OnFailure, Scheme, Slot, Timeouts},
         engine::{admission::Admission, net::listener},
         limits,
         observe::metrics::CoreMetrics,
         snapshot::{
-            Snapshot, identity::IdentityTable, publish::Publisher, route::RouteTable, scope::Scope,
+            Snapshot,
+            identity::IdentityTable,
+            publish::Publisher,
+            route::{AccountId, PoolId, Route, RouteTable, Stamp, Upstream},
+            scope::Scope,
         },
     };
 
     fn idle_shard(tuning: &Tuning) -> Rc<Shard> {
+        shard_of(tuning, IdentityTable::default(), RouteTable::default())
+    }
+
+    /// A shard that knows one device, at 127.0.0.1, and its server.
+    fn shard_with_server(tuning: &Tuning, server: SocketAddr) -> Rc<Shard> {
+        let mut identities = IdentityTable::default();
+        let network = IpAddr::from([127, 0, 0, 1]).into();
+        identities
+            .insert(network, AccountId(0), "press-07", "1")
+            .expect("the only one");
+        let upstream = Upstream {
+            pool: Arc::new(PoolId(0)),
+            scheme: Scheme::Http,
+            host: "server".into(),
+            port: server.port(),
+            addresses: [server].into(),
+            unresolved: None,
+            tls: None,
+        };
+        let route = Route {
+            account: AccountId(0),
+            account_ref: "acme".into(),
+            slot: Slot::FIRST,
+            upstream: Arc::new(upstream),
+            host_field: (*b"Host: server\r\n").into(),
+            base_path: [].into(),
+            stamp: Stamp::Concealed,
+            hyphen_aliases: false,
+            forwarded: false,
+            authorization: None,
+            on_failure: OnFailure::Respond,
+            timeouts: Timeouts::default(),
+            body_bytes_max: u64::MAX,
+        };
+        shard_of(tuning, identities, RouteTable::from_iter([route]))
+    }
+
+    fn shard_of(tuning: &Tuning, identities: IdentityTable, routes: RouteTable) -> Rc<Shard> {
         let publisher = Publisher::new(Snapshot {
-            identities: IdentityTable::default().into(),
-            routes: Arc::new(RouteTable::default()),
+            identities: identities.into(),
+            routes: Arc::new(routes),
             domain: "".into(),
-            allow_networks: [].into(),
+            // Where the servers are, of which no device has an address.
+            allow_networks: [IpAddr::from([127, 0, 0, 2]).into()].into(),
         });
         let limits = Limits::default();
         let admission = Admission::new(&limits);
@@ -334,9 +377,12 @@ mod tests {
         assert_eq!(handed_over.get(), 1);
     }
 
-    /// Lets a connection wait for longer than it may, and `first` come right then; answers how it ended, and
-    /// what the device was sent.
-    fn speak_as_the_wait_ends(first: &[u8]) -> (Ending, Vec<u8>) {
+    /// Lets a connection of `shard` wait for longer than it may, and `first` come right then; answers how it
+    /// ended, and what the device was sent.
+    fn speak_as_the_wait_ends(
+        shard: impl FnOnce(&Tuning) -> Rc<Shard>,
+        first: &[u8],
+    ) -> (Ending, Vec<u8>) {
         let listener = StdListener::bind("127.0.0.1:0").expect("loopback");
         let address = listener.local_addr().expect("an address");
         let mut device = StdStream::connect(address).expect("a connection");
@@ -344,7 +390,7 @@ mod tests {
         let tuning = Tuning::default();
         let mut runtime = build_runtime(&tuning).expect("a ring");
         let ending = runtime.block_on(async {
-            let shard = idle_shard(&tuning);
+            let shard = shard(&tuning);
             let entrance = Rc::new(Entrance {
                 slot: Slot::FIRST,
                 scope: Scope::NONE,
@@ -378,13 +424,31 @@ mod tests {
     #[test]
     fn who_speaks_as_the_wait_ends_is_not_told_to_have_been_slow() {
         let head = b"POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 5\r\n\r\n";
-        let (ending, answer) = speak_as_the_wait_ends(&head[..20]);
+        let (ending, answer) = speak_as_the_wait_ends(idle_shard, &head[..20]);
         assert_eq!((ending, &*answer), (Ending::Idle, &b""[..]));
         // All of it has come: it is answered, and be it with a refusal.
-        let (ending, answer) = speak_as_the_wait_ends(b"GET / HTTP/1.1\r\nHost: m2u\r\n\r\n");
+        let request = b"GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
+        let (ending, answer) = speak_as_the_wait_ends(idle_shard, request);
         assert_eq!(ending, Ending::Failed);
         assert!(
             answer.starts_with(b"HTTP/1.1 403 "),
+            "{}",
+            answer.escape_ascii()
+        );
+    }
+
+    #[test]
+    fn who_sends_half_a_body_as_the_wait_ends_is_not_told_to_have_been_slow() {
+        let server = StdListener::bind("127.0.0.2:0").expect("loopback");
+        let address = server.local_addr().expect("an address");
+        // More than goes with the head: the rest is received as a body of its own.
+        let head = b"POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: 200000\r\n\r\n";
+        let half = [&head[..], &[b'x'; 100_000]].concat();
+        let shard = |tuning: &_| shard_with_server(tuning, address);
+        let (ending, answer) = speak_as_the_wait_ends(shard, &half);
+        assert_eq!(
+            (ending, &*answer),
+            (Ending::Failed, &b""[..]),
             "{}",
             answer.escape_ascii()
         );

@@ -73,7 +73,7 @@ impl Identity<'_> {
 /// Appends `Forwarded: for=source\r\n`, as RFC 7239 §6 writes an address.
 pub fn write_forwarded(source: IpAddr, out: &mut Vec<u8>) {
     // Writing to a vector can't fail.
-    let _ = match source {
+    let _ = match source.to_canonical() {
         IpAddr::V4(source) => write!(out, "Forwarded: for={source}\r\n"),
         IpAddr::V6(source) => write!(out, "Forwarded: for=\"[{source}]\"\r\n"),
     };

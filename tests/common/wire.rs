@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use super::PATIENCE;
@@ -124,12 +124,12 @@ pub fn is_now(value: &str) -> bool {
     let Ok(date) = httpdate::parse_http_date(value) else {
         return false;
     };
-    // The clock may be set meanwhile, in either direction.
-    let now = SystemTime::now();
-    let apart = now
-        .duration_since(date)
-        .unwrap_or_else(|later| later.duration());
-    apart <= 2 * PATIENCE && httpdate::fmt_http_date(date) == value
+    let is_now = match SystemTime::now().duration_since(date) {
+        Ok(age) => age <= 2 * PATIENCE,
+        // The clock may be set back a little meanwhile.
+        Err(later) => later.duration() <= Duration::from_secs(2),
+    };
+    is_now && httpdate::fmt_http_date(date) == value
 }
 
 /// Reads what comes next, however often the wait for it is interrupted; 0 is the end.

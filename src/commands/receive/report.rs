@@ -97,6 +97,7 @@ impl fmt::Display for Report {
             self.certificate.as_deref().unwrap_or("none")
         )?;
         writeln!(f, "  content-type: {}", self.field("content-type"))?;
+        writeln!(f, "  forwarded: {}", self.field("forwarded"))?;
         writeln!(f, "  via: {}", self.field("via"))?;
         writeln!(f, "  x-request-id: {}", self.field("x-request-id"))?;
         writeln!(f, "  body: {} bytes", self.size)

@@ -92,7 +92,7 @@ fn stamped(route: &Route, identity: &Identity<'_>, address: IpAddr) -> String {
         fields.extend_from_slice(aliases.as_bytes());
     }
     if route.forwarded {
-        identity::write_forwarded(address.to_canonical(), &mut fields);
+        identity::write_forwarded(address, &mut fields);
     }
     text(&fields)
 }

@@ -109,7 +109,7 @@ impl Upload<'_> {
         if self.flow.response.get() == ResponsePhase::Over {
             return;
         }
-        if let Some(failure) = self.failure_of(&result) {
+        if let Some(failure) = self.failure_of(&result, due) {
             return self.fail(failure);
         }
         self.last = result.unwrap_or_default();
@@ -132,7 +132,7 @@ impl Upload<'_> {
         if self.flow.response.get() == ResponsePhase::Over {
             return buffer;
         }
-        if let Some(failure) = self.failure_of(&result) {
+        if let Some(failure) = self.failure_of(&result, due) {
             self.fail(failure);
             return buffer;
         }
@@ -169,12 +169,16 @@ impl Upload<'_> {
         }
     }
 
-    /// What a receive from the device means if it brought nothing.
-    fn failure_of(&self, result: &Result<usize, StreamError>) -> Option<Failure> {
+    /// What a receive from the device that was to last until `due` means if it brought nothing.
+    fn failure_of(&self, result: &Result<usize, StreamError>, due: Due) -> Option<Failure> {
         let waits_for_server =
             self.plan.expects && self.intake.taken() == 0 && !self.flow.is_asked_for.get();
         match result {
             Ok(received) if *received > 0 => None,
+            // The request came as the wait for it ended: the device was not slow, but it can't go on.
+            Err(StreamError::TimedOut) if !self.shard.deadlines.is_past(due) => {
+                Some(Failure::DeviceGone)
+            }
             // A device that was promised a 100 and got none has nothing to answer for.
             Err(StreamError::TimedOut) if waits_for_server => Some(Failure::ResponseTimeout),
             Err(StreamError::TimedOut) => Some(Failure::BodyTimeout),
