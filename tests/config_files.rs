@@ -13,7 +13,11 @@ use std::{
     process::Command,
 };
 
-use common::{folder::*, servers::program};
+use common::{
+    certificates::{Authority, Validity},
+    folder::*,
+    servers::program,
+};
 use rcgen::date_time_ymd;
 
 #[test]
@@ -145,6 +149,45 @@ fn certificates_and_keys_are_looked_at() {
         let text = EXAMPLE.replace("acme-ca.pem", name);
         folder.refuses_text(&text, &format!("account[0].server[0].ca: {words}"));
     }
+}
+
+#[test]
+fn revocation_lists_are_looked_at() {
+    let folder = Folder::new();
+    let list = Authority::new("acme").revoke(&[], Validity::Current);
+    let due = Authority::new("acme").revoke(&[], Validity::Expired);
+    folder.write("two.pem", &[list.as_str(), &due].concat());
+    folder.write("torn.pem", "-----BEGIN X509 CRL-----\nAAAA\n");
+    folder.write(
+        "broken.pem",
+        &format!("{list}-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"),
+    );
+    fs::write(folder.path("binary.pem"), [0x30, 0x82, 0x01]).unwrap();
+    let with = |name: &str| EXAMPLE.replace("hyphen", &format!("crl = \"{name}\"\nhyphen"));
+    for (name, words) in [
+        ("none.pem", "the file \"none.pem\" does not exist"),
+        (
+            "acme-ca.pem",
+            "the file \"acme-ca.pem\" holds no revocation list; it needs a \"-----BEGIN X509 CRL",
+        ),
+        (
+            "binary.pem",
+            "the file \"binary.pem\" is binary, not PEM; convert it: openssl crl -inform der",
+        ),
+        ("torn.pem", "the file \"torn.pem\" is damaged PEM"),
+        (
+            "broken.pem",
+            "list 2 of 2 in \"broken.pem\" cannot be used (",
+        ),
+    ] {
+        let expected = format!("account[0].server[0].crl: {words}");
+        folder.refuses_text(&with(name), &expected);
+    }
+    // A gateway starts all the same, and only warns.
+    folder.refuses_text(
+        &with("two.pem"),
+        "account[0].server[0].crl: list 2 of 2 in \"two.pem\" ran out on Jan  1 ",
+    );
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{fs, path::PathBuf, process::Command};
 
+use common::certificates::{Authority, Validity};
 use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
@@ -40,6 +43,7 @@ login = { username = "acme", password = "geheim-4711" }
 client_certificate = "acme.pem"
 client_key = "acme.key"
 ca = "acme-ca.pem"
+crl = "acme-crl.pem"
 hyphen_aliases = true
 forwarded = true
 on_failure = "close"
@@ -91,6 +95,8 @@ impl Folder {
         for name in ["gateway", "acme", "acme-ca"] {
             folder.pair(name);
         }
+        let list = Authority::new("acme").revoke(&[], Validity::Current);
+        folder.write("acme-crl.pem", &list);
         folder.write("devices.csv", LIST);
         folder.write("m2u.toml", CONFIGURATION);
         folder
@@ -173,6 +179,7 @@ fn every_setting_is_shown_with_its_value() {
         client_certificate = "FOLDER/acme.pem"
         client_key = "FOLDER/acme.key"
         ca = "FOLDER/acme-ca.pem"
+        crl = "FOLDER/acme-crl.pem"
         hyphen_aliases = true
         forwarded = true
         on_failure = "close"

@@ -65,29 +65,34 @@ fn versions(
 fn a_certificate_that_does_not_hold_is_refused_before_a_request_is_sent() {
     let (known, unknown) = (Authority::new("Known CA"), Authority::new("Unknown CA"));
     let names = &["ingest.acme.example"];
-    for (case, leaf, url) in [
+    for (case, words, leaf, url) in [
         (
             "wrong name",
+            "another host",
             known.server(&["other.example"], Validity::Current),
             "https://ingest.acme.example",
         ),
         (
             "wrong address",
+            "another host",
             known.server(names, Validity::Current),
             "https://127.0.0.1",
         ),
         (
             "a name for an address",
+            "another host",
             known.server(&["127.0.0.2"], Validity::Current),
             "https://127.0.0.1",
         ),
         (
             "unknown authority",
+            "no trusted authority",
             unknown.server(names, Validity::Current),
             "https://ingest.acme.example",
         ),
         (
             "expired",
+            "out of date",
             known.server(names, Validity::Expired),
             "https://ingest.acme.example",
         ),
@@ -99,6 +104,7 @@ fn a_certificate_that_does_not_hold_is_refused_before_a_request_is_sent() {
             (502, Some("tls_certificate_error")),
             "{case}"
         );
+        assert!(answer.text().contains(words), "{}", answer.text());
         assert!(upstream.requests().is_empty(), "{case}");
     }
 }
@@ -166,6 +172,11 @@ fn a_server_that_demands_a_certificate_gets_it_or_is_told_apart() {
                 (502, Some("tls_certificate_error")),
                 "{version:?} {extra}"
             );
+            assert!(
+                answer.text().contains("client certificate"),
+                "{}",
+                answer.text()
+            );
             assert!(upstream.requests().is_empty());
         }
     }
@@ -203,7 +214,7 @@ fn a_client_certificate_that_ran_out_costs_its_server_alone() {
             gateway.wait_for_log("reloaded: ");
         }
     }
-    assert_eq!(gateway.counts()["failed.tls_certificate"], 2);
+    assert_eq!(gateway.counts()["failed.client_certificate"], 2);
     gateway.stop();
 }
 

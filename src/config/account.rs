@@ -27,6 +27,7 @@ const SERVER_KEYS: &[&str] = &[
     "client_certificate",
     "client_key",
     "ca",
+    "crl",
     "hyphen_aliases",
     "forwarded",
     "on_failure",
@@ -183,6 +184,9 @@ impl AccountReader<'_> {
         let trust = table
             .entry("ca")
             .and_then(|entry| self.certificates.trust(&entry, report));
+        let revoked = table
+            .entry("crl")
+            .and_then(|entry| self.certificates.revocations(&entry, report));
         let addresses = table
             .entry("address")
             .and_then(|entry| read_addresses(&entry, port, report));
@@ -191,6 +195,7 @@ impl AccountReader<'_> {
             login,
             client_certificate: own_certificate.or_else(|| self.client_certificate.clone()),
             trust,
+            revoked,
             hyphen_aliases: hyphen_aliases.unwrap_or(false),
             forwarded: forwarded.unwrap_or(false),
             on_failure: on_failure.unwrap_or(OnFailure::Respond),

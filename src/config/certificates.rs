@@ -1,4 +1,5 @@
-//! Certificates and keys that the configuration names, checked as far as can be without a server.
+//! Certificates, keys and revocation lists that the configuration names, checked as far as can be
+//! without a server.
 //!
 //! A file that several servers name is read once and shared. No byte of a key gets into a message.
 
@@ -11,22 +12,32 @@ use hashbrown::HashMap;
 use rustls::{
     Error as TlsError, InconsistentKeys, RootCertStore, crypto::aws_lc_rs, sign::CertifiedKey,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use x509_parser::{parse_x509_certificate, time::ASN1Time};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
+};
+use webpki::OwnedCertRevocationList;
+use x509_parser::{parse_x509_certificate, parse_x509_crl, time::ASN1Time};
 
 use super::{
     entry::Entry,
     files::{self, Folder},
     problem::Report,
-    settings::{ClientCertificate, Trust},
+    settings::{ClientCertificate, RevocationLists, Trust},
 };
 use crate::limits;
+
+/// What makes PEM of a binary certificate, or of PKCS#12.
+const PEM_OF_CERTIFICATE: &str = "openssl x509 -inform der -in FILE -out FILE.pem, or for PKCS#12: \
+                                  openssl pkcs12 -in FILE -nodes -out FILE.pem";
+/// Likewise of a binary revocation list.
+const PEM_OF_LIST: &str = "openssl crl -inform der -in FILE -out FILE.pem";
 
 /// The certificate files read so far. A file that failed is kept as `None`, reported once.
 pub(super) struct Certificates<'f> {
     folder: &'f Folder,
     clients: HashMap<(PathBuf, PathBuf), Option<Arc<ClientCertificate>>>,
     trusts: HashMap<PathBuf, Option<Arc<Trust>>>,
+    revocations: HashMap<PathBuf, Option<Arc<RevocationLists>>>,
 }
 
 impl<'f> Certificates<'f> {
@@ -36,6 +47,7 @@ impl<'f> Certificates<'f> {
             folder,
             clients: HashMap::new(),
             trusts: HashMap::new(),
+            revocations: HashMap::new(),
         }
     }
 
@@ -74,6 +86,33 @@ impl<'f> Certificates<'f> {
                 })
             });
         self.trusts.insert(path, read.clone());
+        read
+    }
+
+    /// The revocation lists that an entry names.
+    pub(super) fn revocations(
+        &mut self,
+        crl: &Entry<'_>,
+        report: &mut Report,
+    ) -> Option<Arc<RevocationLists>> {
+        let path = crl.parse(|name| self.path(name), report)?;
+        if let Some(known) = self.revocations.get(&path) {
+            return known.clone();
+        }
+        let read = read_lists(&path)
+            .map_err(|message| report.add(&crl.place, message))
+            .ok();
+        for message in read.iter().flat_map(|lists| overdue(&path, lists)) {
+            // Likewise: what its authority forgot costs that server alone.
+            report.add_doubt(&crl.place, message);
+        }
+        let read = read.map(|lists| {
+            Arc::new(RevocationLists {
+                path: path.clone(),
+                lists,
+            })
+        });
+        self.revocations.insert(path, read.clone());
         read
     }
 
@@ -119,8 +158,8 @@ fn read_client(
     })
 }
 
-fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
-    let bytes = files::read(path, limits::PEM_BYTES_MAX)
+fn read_pem(path: &Path, bytes_max: u64, conversion: &str) -> Result<Vec<u8>, String> {
+    let bytes = files::read(path, bytes_max)
         .map_err(|fault| format!("{fault}; write the name of a PEM file"))?;
     if memchr::memmem::find(&bytes, b"-----BEGIN ").is_some() {
         return Ok(bytes);
@@ -128,16 +167,13 @@ fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     let path = path.display();
     Err(match bytes.first() {
         // DER and PKCS#12 both begin with a SEQUENCE.
-        Some(0x30) => format!(
-            "the file \"{path}\" is binary, not PEM; convert it: openssl x509 -inform der -in \
-             FILE -out FILE.pem, or for PKCS#12: openssl pkcs12 -in FILE -nodes -out FILE.pem"
-        ),
+        Some(0x30) => format!("the file \"{path}\" is binary, not PEM; convert it: {conversion}"),
         _ => format!("the file \"{path}\" is not PEM; it holds no \"-----BEGIN\" line"),
     })
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = read_pem(path)?;
+    let pem = read_pem(path, limits::PEM_BYTES_MAX, PEM_OF_CERTIFICATE)?;
     let path = path.display();
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
@@ -176,12 +212,55 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(roots)
 }
 
+fn read_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let pem = read_pem(path, limits::CRL_BYTES_MAX, PEM_OF_LIST)?;
+    let shown = path.display();
+    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| format!("the file \"{shown}\" is damaged PEM; copy it again"))?;
+    if lists.is_empty() {
+        return Err(format!(
+            "the file \"{shown}\" holds no revocation list; it needs a \"-----BEGIN X509 CRL-----\" \
+             section"
+        ));
+    }
+    for (index, list) in lists.iter().enumerate() {
+        if let Err(error) = OwnedCertRevocationList::from_der(list) {
+            return Err(format!(
+                "list {} of {} in \"{shown}\" cannot be used ({error}); ask its authority for a \
+                 complete list of version 2",
+                index + 1,
+                lists.len()
+            ));
+        }
+    }
+    Ok(lists)
+}
+
+/// What is to be said of lists whose next one is due: what they do not revoke is not known to be good.
+fn overdue(path: &Path, lists: &[CertificateRevocationListDer<'_>]) -> Vec<String> {
+    let now = ASN1Time::now();
+    let numbered = lists.iter().enumerate();
+    let due = numbered.filter_map(|(index, list)| {
+        let (_, parsed) = parse_x509_crl(list).ok()?;
+        let next = parsed.next_update().filter(|next| *next < now)?;
+        Some(format!(
+            "list {} of {} in \"{}\" ran out on {next}; put its authority's newest there and reload: \
+             until then no certificate of that authority is accepted",
+            index + 1,
+            lists.len(),
+            path.display()
+        ))
+    });
+    due.collect()
+}
+
 /// The private key in a PEM file.
 ///
 /// # Errors
 /// What is wrong with the file, and what to do: nobody could enter a passphrase, for one.
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let pem = read_pem(path)?;
+    let pem = read_pem(path, limits::PEM_BYTES_MAX, PEM_OF_CERTIFICATE)?;
     let shown = path.display();
     let holds = |needle: &str| memchr::memmem::find(&pem, needle.as_bytes()).is_some();
     // Looked for first: the body of a legacy encrypted key is no valid base64 of a key.

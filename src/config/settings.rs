@@ -12,7 +12,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use super::problem::Problem;
 pub use super::{
@@ -278,6 +278,8 @@ pub struct Server {
     pub client_certificate: Option<Arc<ClientCertificate>>,
     /// Roots that sign the server's certificate; `None`: the system's.
     pub trust: Option<Arc<Trust>>,
+    /// What the authorities of the server's certificate have revoked; `None`: not looked at.
+    pub revoked: Option<Arc<RevocationLists>>,
     /// Send `X-Talk2M-…` beside `X_Talk2M_…`.
     pub hyphen_aliases: bool,
     /// Send the device's address as `Forwarded: for=…` (RFC 7239).
@@ -442,6 +444,22 @@ pub struct Trust {
     pub path: PathBuf,
     /// At least one certificate.
     pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// Certificate revocation lists (RFC 5280 §5).
+pub struct RevocationLists {
+    /// The file the lists came from, for messages.
+    pub path: PathBuf,
+    /// At least one list; each can be parsed.
+    pub lists: Vec<CertificateRevocationListDer<'static>>,
+}
+
+impl fmt::Debug for RevocationLists {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RevocationLists")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a device sees when its request could not be delivered (specification, section 5).

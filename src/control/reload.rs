@@ -331,9 +331,11 @@ impl Assembly {
         if url.scheme == Scheme::Http {
             return Ok((key, None));
         }
-        let trusted = self
-            .trusts
-            .config(server.trust.as_deref(), server.client_certificate.as_ref())?;
+        let trusted = self.trusts.config(
+            server.trust.as_deref(),
+            server.revoked.as_ref(),
+            server.client_certificate.as_ref(),
+        )?;
         key.trust = Some(trusted.id);
         Ok((key, Some(trusted)))
     }

@@ -1,7 +1,7 @@
-//! Trust and client certificates of servers -> TLS configurations, one for each pair of them.
+//! Trust, revocation lists and client certificates of servers -> TLS configurations.
 //!
-//! Two servers with the same roots and the same client certificate share one configuration; two that
-//! differ in either never do. Sessions are shared by no two pools. No byte of a key gets into a message.
+//! Two servers with the same roots, lists and client certificate share one configuration; two that
+//! differ in any of them never do. Sessions are shared by no two pools. No byte of a key gets into a message.
 
 use std::{
     fmt,
@@ -12,13 +12,13 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 use rustls::{
     CipherSuite, ClientConfig, RootCertStore,
-    client::Resumption,
+    client::{Resumption, VerifierBuilderError, WebPkiServerVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
 };
 use rustls_pki_types::CertificateDer;
 
 use crate::{
-    config::settings::{ClientCertificate, Trust},
+    config::settings::{ClientCertificate, RevocationLists, Trust},
     limits,
 };
 
@@ -26,14 +26,14 @@ use crate::{
 /// which can do more never picks HTTP/2; a server without ALPN is fine.
 const PROTOCOL: &[u8] = b"http/1.1";
 
-/// Number of a (trust, client certificate) pair; never given to another pair.
+/// Number of what one configuration is made of; never given to anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TrustId(u32);
 
-/// The TLS configuration of a pair. Its `Debug` shows nothing of the certificate and its key.
+/// A TLS configuration. Its `Debug` shows nothing of the certificate and its key.
 #[derive(Clone)]
 pub struct Trusted {
-    /// Which pair.
+    /// Which one.
     pub id: TrustId,
     /// It resumes no sessions.
     config: Arc<ClientConfig>,
@@ -64,7 +64,8 @@ pub struct TrustStore {
     roots: HashMap<Vec<CertificateDer<'static>>, Roots>,
     /// The system's roots, once some server needed them.
     system: Option<Roots>,
-    configs: HashMap<Pair, Trusted>,
+    verifiers: HashMap<Anchors, Arc<WebPkiServerVerifier>>,
+    configs: HashMap<Parts, Trusted>,
     roots_next: u32,
     trust_next: u32,
 }
@@ -76,10 +77,39 @@ struct Roots {
     store: Arc<RootCertStore>,
 }
 
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Pair {
+/// What a server's certificate is held against.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Anchors {
     roots: u32,
+    revoked: Option<Listed>,
+}
+
+/// What a configuration is made of.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Parts {
+    anchors: Anchors,
     client: Option<Shown>,
+}
+
+/// Revocation lists that are compared by what they hold, not by where they were read.
+#[derive(Debug, Clone)]
+struct Listed(Arc<RevocationLists>);
+
+impl PartialEq for Listed {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.lists == other.0.lists
+    }
+}
+
+impl Eq for Listed {}
+
+impl Hash for Listed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for list in &self.0.lists {
+            // The end of its signature: a list may have millions of bytes, and thousands of servers.
+            list.iter().rev().take(32).for_each(|byte| byte.hash(state));
+        }
+    }
 }
 
 /// A client certificate that is compared by what it holds, not by where it was read.
@@ -109,7 +139,14 @@ pub enum TrustError {
         /// What went wrong first while they were looked for.
         cause: Option<String>,
     },
-    /// rustls refused the pair that the configuration check had let pass.
+    /// rustls refused the lists that the configuration check had let pass.
+    RefusedLists {
+        /// Their file.
+        path: Option<String>,
+        /// What rustls says.
+        error: VerifierBuilderError,
+    },
+    /// Likewise, the client certificate.
     Refused {
         /// The client certificate's file.
         certificate: Option<String>,
@@ -131,6 +168,10 @@ impl fmt::Display for TrustError {
                      ca-certificates",
                 )
             }
+            Self::RefusedLists { path, error } => match path {
+                Some(path) => write!(f, "the revocation lists in \"{path}\" are unfit: {error}"),
+                None => write!(f, "TLS cannot be set up: {error}"),
+            },
             Self::Refused { certificate, error } => match certificate {
                 Some(path) => write!(f, "the client certificate in \"{path}\" is unfit: {error}"),
                 None => write!(f, "TLS cannot be set up: {error}"),
@@ -143,6 +184,7 @@ impl std::error::Error for TrustError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::NoSystemRoots { .. } => None,
+            Self::RefusedLists { error, .. } => Some(error),
             Self::Refused { error, .. } => Some(error),
         }
     }
@@ -176,39 +218,47 @@ impl TrustStore {
             provider: Arc::new(provider),
             roots: HashMap::new(),
             system: None,
+            verifiers: HashMap::new(),
             configs: HashMap::new(),
             roots_next: 0,
             trust_next: 0,
         }
     }
 
-    /// The configuration of a pair; `None` trusts the system's roots, or shows no certificate.
+    /// The configuration of these three; `None` trusts the system's roots, looks at no lists, or shows no
+    /// certificate. Where there are lists, every certificate of a server's chain but its root must be one
+    /// that a list of its authority, not older than its next one is due, leaves alone (RFC 5280 §6.3).
     ///
     /// # Errors
-    /// There are no system roots although they are needed, or rustls refuses the pair.
+    /// There are no system roots although they are needed, or rustls refuses one of the three.
     pub fn config(
         &mut self,
         trust: Option<&Trust>,
+        revoked: Option<&Arc<RevocationLists>>,
         client: Option<&Arc<ClientCertificate>>,
     ) -> Result<Trusted, TrustError> {
         let roots = match trust {
             Some(trust) => self.own_roots(trust),
             None => self.system_roots()?,
         };
-        let pair = Pair {
-            roots: roots.id,
+        let parts = Parts {
+            anchors: Anchors {
+                roots: roots.id,
+                revoked: revoked.map(|lists| Listed(Arc::clone(lists))),
+            },
             client: client.map(|certificate| Shown(Arc::clone(certificate))),
         };
-        if let Some(known) = self.configs.get(&pair) {
+        if let Some(known) = self.configs.get(&parts) {
             return Ok(known.clone());
         }
-        let config = self.build(roots.store, client)?;
+        let verifier = self.verifier(roots.store, &parts.anchors)?;
+        let config = self.build(verifier, client)?;
         let trusted = Trusted {
             id: TrustId(self.trust_next),
             config: Arc::new(config),
         };
         self.trust_next += 1;
-        self.configs.insert(pair, trusted.clone());
+        self.configs.insert(parts, trusted.clone());
         Ok(trusted)
     }
 
@@ -218,10 +268,12 @@ impl TrustStore {
         self.system = None;
     }
 
-    /// Drops every pair that is not among `used`.
+    /// Drops every configuration that is not among `used`.
     pub fn retain(&mut self, used: &HashSet<TrustId>) {
         self.configs.retain(|_, trusted| used.contains(&trusted.id));
-        let needed: HashSet<u32> = self.configs.keys().map(|pair| pair.roots).collect();
+        let anchors: HashSet<&Anchors> = self.configs.keys().map(|parts| &parts.anchors).collect();
+        self.verifiers.retain(|known, _| anchors.contains(known));
+        let needed: HashSet<u32> = anchors.iter().map(|anchors| anchors.roots).collect();
         self.roots.retain(|_, roots| needed.contains(&roots.id));
         // Its number is gone from the table, so the next use must enter it there again.
         self.system = self
@@ -230,9 +282,34 @@ impl TrustStore {
             .filter(|roots| needed.contains(&roots.id));
     }
 
+    fn verifier(
+        &mut self,
+        roots: Arc<RootCertStore>,
+        anchors: &Anchors,
+    ) -> Result<Arc<WebPkiServerVerifier>, TrustError> {
+        if let Some(known) = self.verifiers.get(anchors) {
+            return Ok(Arc::clone(known));
+        }
+        let provider = Arc::clone(&self.provider);
+        let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
+        let revoked = anchors.revoked.as_ref().map(|Listed(revoked)| revoked);
+        if let Some(revoked) = revoked {
+            builder = builder
+                .with_crls(revoked.lists.iter().cloned())
+                .enforce_revocation_expiration();
+        }
+        let verifier = builder.build().map_err(|error| TrustError::RefusedLists {
+            path: revoked.map(|revoked| revoked.path.display().to_string()),
+            error,
+        })?;
+        self.verifiers
+            .insert(anchors.clone(), Arc::clone(&verifier));
+        Ok(verifier)
+    }
+
     fn build(
         &self,
-        roots: Arc<RootCertStore>,
+        verifier: Arc<WebPkiServerVerifier>,
         client: Option<&Arc<ClientCertificate>>,
     ) -> Result<ClientConfig, TrustError> {
         let refused = |error| TrustError::Refused {
@@ -242,7 +319,7 @@ impl TrustStore {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(refused)?
-            .with_root_certificates(roots);
+            .with_webpki_verifier(verifier);
         let mut config = match client {
             Some(client) => builder
                 .with_client_auth_cert(client.chain.clone(), client.key.clone_key())
@@ -296,7 +373,10 @@ impl TrustStore {
 mod tests {
     use std::path::PathBuf;
 
-    use rcgen::{CertificateParams, KeyPair};
+    use rcgen::{
+        CertificateParams, CertificateRevocationListParams, DnType, Issuer, KeyIdMethod, KeyPair,
+        SerialNumber, date_time_ymd,
+    };
     use rustls::{
         ClientConnection, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
         server::WebPkiClientVerifier,
@@ -338,13 +418,77 @@ mod tests {
         let roots = [one.0.clone(), two.0.clone()];
         let turned = [two.0.clone(), one.0.clone(), one.0.clone()];
         let first = store
-            .config(Some(&trust(&roots)), Some(&client(&one)))
+            .config(Some(&trust(&roots)), None, Some(&client(&one)))
             .expect("a configuration");
         let again = store
-            .config(Some(&trust(&turned)), Some(&client(&one)))
+            .config(Some(&trust(&turned)), None, Some(&client(&one)))
             .expect("a configuration");
         assert_eq!(first.id, again.id);
         assert!(Arc::ptr_eq(&first.config, &again.config));
+    }
+
+    fn revoked(lists: &[&[u8]]) -> Arc<RevocationLists> {
+        Arc::new(RevocationLists {
+            path: PathBuf::from("crl.pem"),
+            lists: lists.iter().map(|list| list.to_vec().into()).collect(),
+        })
+    }
+
+    /// A list that revokes nothing, as an authority of this name makes it.
+    fn list(name: &str) -> Vec<u8> {
+        let mut authority = CertificateParams::new(Vec::new()).expect("no names");
+        authority.distinguished_name.push(DnType::CommonName, name);
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(4096, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let issuer = Issuer::new(authority, KeyPair::generate().expect("a key"));
+        params.signed_by(&issuer).expect("a list").der().to_vec()
+    }
+
+    #[test]
+    fn lists_tell_configurations_apart_and_are_read_once() {
+        let roots = trust(&[pair("one.example").0]);
+        let (one, two) = (list("one"), list("two"));
+        assert_ne!(Listed(revoked(&[&one])), Listed(revoked(&[&two])));
+        let mut store = TrustStore::default();
+        let mut ids = HashSet::new();
+        for lists in [
+            None,
+            Some(&[&one[..]][..]),
+            Some(&[&two]),
+            Some(&[&one, &two]),
+        ] {
+            for shown in [None, Some(client(&pair("client.example")))] {
+                // As two files have it that are read one after the other.
+                let mut config = || {
+                    let lists = lists.map(revoked);
+                    let made = store.config(Some(&roots), lists.as_ref(), shown.as_ref());
+                    made.expect("a configuration").id
+                };
+                let id = config();
+                assert_eq!(id, config());
+                assert!(ids.insert(id));
+            }
+        }
+        assert_eq!((ids.len(), store.verifiers.len()), (8, 4));
+        store.retain(&HashSet::new());
+        assert!(store.verifiers.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_named() {
+        let roots = trust(&[pair("one.example").0]);
+        let refused = TrustStore::default().config(Some(&roots), Some(&revoked(&[b"x"])), None);
+        let error = refused.expect_err("no list").to_string();
+        assert!(
+            error.contains("the revocation lists in \"crl.pem\" are unfit: "),
+            "{error}"
+        );
     }
 
     #[test]
@@ -355,7 +499,7 @@ mod tests {
         for roots in [&one, &two] {
             let roots = trust(std::slice::from_ref(&roots.0));
             for shown in [None, Some(client(&one)), Some(client(&two))] {
-                let trusted = store.config(Some(&roots), shown.as_ref());
+                let trusted = store.config(Some(&roots), None, shown.as_ref());
                 let trusted = trusted.expect("a configuration");
                 assert!(ids.insert(trusted.id));
                 assert_eq!(
@@ -371,7 +515,7 @@ mod tests {
     fn a_configuration_speaks_http_1_1_in_full_records() {
         let one = pair("one.example");
         let trusted = TrustStore::default()
-            .config(Some(&trust(&[one.0])), None)
+            .config(Some(&trust(&[one.0])), None, None)
             .expect("a configuration");
         assert_eq!(trusted.config.alpn_protocols, [b"http/1.1".to_vec()]);
         assert_eq!(
@@ -456,7 +600,9 @@ mod tests {
         for name in ["h.example", "192.0.2.1", "2001:db8::1"] {
             let (roots, far) = server(name, None);
             let far = Arc::new(far);
-            let trusted = store.config(Some(&roots), None).expect("a configuration");
+            let trusted = store
+                .config(Some(&roots), None, None)
+                .expect("a configuration");
             let near = shake_hands(&trusted, name, &far).expect("trusted");
             // The server would rather speak HTTP/2.
             assert_eq!(near.alpn_protocol(), Some(&b"http/1.1"[..]));
@@ -464,7 +610,7 @@ mod tests {
                 assert!(shake_hands(&trusted, other, &far).is_err(), "{other}");
             }
             let (strangers, _) = server(name, None);
-            let strange = store.config(Some(&strangers), None).expect("one");
+            let strange = store.config(Some(&strangers), None, None).expect("one");
             assert!(shake_hands(&strange, name, &far).is_err());
         }
     }
@@ -476,12 +622,14 @@ mod tests {
         let (roots, far) = server("h.example", Some(&mine.0));
         let same_certificate = Arc::clone(&far.cert_resolver);
         let far = Arc::new(far);
-        let shown = store.config(Some(&roots), Some(&client(&mine)));
+        let shown = store.config(Some(&roots), None, Some(&client(&mine)));
         let shown = shown.expect("a configuration");
         let near = shake_hands(&shown, "h.example", &far).expect("accepted");
         assert_eq!(near.protocol_version(), Some(ProtocolVersion::TLSv1_3));
         for unfit in [None, Some(client(&other))] {
-            let unfit = store.config(Some(&roots), unfit.as_ref()).expect("one");
+            let unfit = store
+                .config(Some(&roots), None, unfit.as_ref())
+                .expect("one");
             assert!(shake_hands(&unfit, "h.example", &far).is_err());
         }
         let older = ServerConfig::builder_with_provider(Arc::clone(&store.provider))
@@ -498,7 +646,7 @@ mod tests {
         let mut store = TrustStore::default();
         let (roots, far) = server("h.example", None);
         let far = Arc::new(far);
-        let trusted = store.config(Some(&roots), None).expect("one");
+        let trusted = store.config(Some(&roots), None, None).expect("one");
         let (one, two) = (trusted.for_one_pool(), trusted.for_one_pool());
         let kind = |config: &Arc<ClientConfig>| {
             let near = shake_hands_with(config, "h.example", &far).expect("trusted");
@@ -515,7 +663,7 @@ mod tests {
         let mut store = TrustStore::default();
         let mut id = |certificate: &CertificateDer<'static>, used: bool| {
             let trust = trust(std::slice::from_ref(certificate));
-            let id = store.config(Some(&trust), None).expect("one").id;
+            let id = store.config(Some(&trust), None, None).expect("one").id;
             if !used {
                 store.retain(&HashSet::new());
                 assert!(store.configs.is_empty() && store.roots.is_empty());

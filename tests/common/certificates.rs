@@ -3,12 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
+    RevokedCertParams, RsaKeySize, SerialNumber, date_time_ymd,
 };
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -23,6 +27,10 @@ pub struct Authority {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
     der: CertificateDer<'static>,
+    /// Of the authority's own certificate.
+    pub serial: SerialNumber,
+    /// What a server shows behind a certificate of this one's: itself and those above, but for the root.
+    above: Vec<CertificateDer<'static>>,
     make_key: fn() -> KeyPair,
 }
 
@@ -30,7 +38,9 @@ pub struct Authority {
 pub struct Leaf {
     pub pem: PathBuf,
     pub key: PathBuf,
-    der: CertificateDer<'static>,
+    pub serial: SerialNumber,
+    /// The certificate first, then what leads to its root.
+    chain: Vec<CertificateDer<'static>>,
     key_der: Vec<u8>,
 }
 
@@ -54,20 +64,44 @@ impl Authority {
         })
     }
 
+    /// One that this one certifies.
+    pub fn certify(&self, name: &str) -> Self {
+        let (params, key) = (Self::params(name), (self.make_key)());
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let mut below = Self::of(params, key, &certificate, self.make_key);
+        below.above = [&[below.der.clone()], self.above.as_slice()].concat();
+        below
+    }
+
     fn with_keys(name: &str, make_key: fn() -> KeyPair) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let (params, key) = (Self::params(name), make_key());
+        let certificate = params.self_signed(&key).unwrap();
+        Self::of(params, key, &certificate, make_key)
+    }
+
+    fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = make_key();
-        let certificate = params.self_signed(&key).unwrap();
+        params.serial_number = Some(new_serial());
+        params
+    }
+
+    fn of(
+        params: CertificateParams,
+        key: KeyPair,
+        certificate: &Certificate,
+        make_key: fn() -> KeyPair,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
-        let der = certificate.der().clone();
         Self {
             dir,
+            serial: params.serial_number.clone().unwrap(),
             issuer: Issuer::new(params, key),
-            der,
+            der: certificate.der().clone(),
+            above: Vec::new(),
             make_key,
         }
     }
@@ -99,6 +133,29 @@ impl Authority {
         self.sign_params(common_name, params)
     }
 
+    /// A list of those among the certificates it signed that hold no longer, as PEM.
+    pub fn revoke(&self, revoked: &[&SerialNumber], validity: Validity) -> String {
+        let end = match validity {
+            Validity::Current => 4096,
+            Validity::Expired => 2021,
+        };
+        let revoked = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: (*serial).clone(),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(end, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+
     fn sign(&self, common_name: &str, names: &[&str], validity: Validity) -> Leaf {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -113,13 +170,16 @@ impl Authority {
         params
             .distinguished_name
             .push(DnType::CommonName, common_name);
+        let serial = new_serial();
+        params.serial_number = Some(serial.clone());
         let key = (self.make_key)();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let file = common_name.replace(['.', ':', '*'], "_");
         let leaf = Leaf {
             pem: self.path(&format!("{file}.pem")),
             key: self.path(&format!("{file}.key")),
-            der: certificate.der().clone(),
+            serial,
+            chain: [&[certificate.der().clone()], self.above.as_slice()].concat(),
             key_der: key.serialize_der(),
         };
         fs::write(&leaf.pem, certificate.pem()).unwrap();
@@ -155,7 +215,7 @@ impl Authority {
         };
         Arc::new(
             builder
-                .with_single_cert(vec![leaf.der.clone()], leaf.private_key())
+                .with_single_cert(leaf.chain.clone(), leaf.private_key())
                 .unwrap(),
         )
     }
@@ -166,7 +226,7 @@ impl Authority {
         let mut config = Arc::unwrap_or_clone(Self::server_config(leaf, None));
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&leaf.private_key()).unwrap();
         config.cert_resolver = Arc::new(NotingResolver {
-            key: Arc::new(CertifiedKey::new(vec![leaf.der.clone()], key)),
+            key: Arc::new(CertifiedKey::new(leaf.chain.clone(), key)),
             seen: Arc::clone(&seen),
         });
         (Arc::new(config), seen)
@@ -196,6 +256,12 @@ impl Leaf {
     fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key_der.clone()))
     }
+}
+
+/// A number that no other certificate of this process has.
+fn new_serial() -> SerialNumber {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    SerialNumber::from(LAST.fetch_add(1, Ordering::Relaxed) + 1)
 }
 
 /// A path as a TOML string.

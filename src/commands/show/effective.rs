@@ -227,6 +227,9 @@ fn render_server(out: &mut String, server: &Server) {
     if let Some(trust) = &server.trust {
         line(out, "ca", quoted_path(&trust.path));
     }
+    if let Some(revoked) = &server.revoked {
+        line(out, "crl", quoted_path(&revoked.path));
+    }
     line(out, "hyphen_aliases", server.hyphen_aliases);
     line(out, "forwarded", server.forwarded);
     let on_failure = match server.on_failure {

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError};
 
 use crate::{
     engine::{
@@ -75,8 +75,20 @@ pub enum Failure {
     ConnectionRefused,
     /// The server closed or reset the connection before it answered.
     ConnectionTerminated,
-    /// The server's certificate was not accepted, or it did not accept ours.
-    TlsCertificate,
+    /// The server's certificate names other hosts.
+    CertificateName,
+    /// The server's certificate is out of date, or not yet in it.
+    CertificateDate,
+    /// The server's certificate does not lead to a root that is trusted.
+    CertificateIssuer,
+    /// The server's certificate, or one above it, has been revoked.
+    CertificateRevoked,
+    /// No list in force says of the server's certificate whether it has been revoked.
+    RevocationUnknown,
+    /// The server's certificate is unfit in another way.
+    CertificateUnfit,
+    /// The server did not accept our certificate, or our having none.
+    ClientCertificate,
     /// The server ended the handshake with an alert.
     TlsAlert,
     /// TLS failed in another way.
@@ -119,14 +131,16 @@ struct Row {
 impl Failure {
     /// Every failure, in the table's order.
     #[rustfmt::skip]
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 39] = [
         Self::MalformedHead, Self::MalformedBody, Self::EscapesBase, Self::MethodRefused,
         Self::NoLease, Self::DisputedLease, Self::UnconfirmedLease, Self::MovedLease, Self::NoSuchSlot,
         Self::NotOurName, Self::HeadTimeout, Self::BodyTimeout,
         Self::BodyTooLarge, Self::TargetTooLong, Self::HeadTooLarge, Self::TooManyConnections,
         Self::DeviceGone, Self::DeviceStalled, Self::Dns, Self::AddressProhibited,
         Self::Exhausted, Self::Unroutable,
-        Self::ConnectionRefused, Self::ConnectionTerminated, Self::TlsCertificate, Self::TlsAlert,
+        Self::ConnectionRefused, Self::ConnectionTerminated, Self::CertificateName, Self::CertificateDate,
+        Self::CertificateIssuer, Self::CertificateRevoked, Self::RevocationUnknown, Self::CertificateUnfit,
+        Self::ClientCertificate, Self::TlsAlert,
         Self::TlsProtocol, Self::ResponseMalformed, Self::ResponseHeadTooLarge,
         Self::ResponseIncomplete, Self::ConnectionTimeout, Self::WriteTimeout,
         Self::ResponseTimeout,
@@ -159,7 +173,13 @@ impl Failure {
             Self::Unroutable => "unroutable",
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectionTerminated => "connection_terminated",
-            Self::TlsCertificate => "tls_certificate",
+            Self::CertificateName => "certificate_name",
+            Self::CertificateDate => "certificate_date",
+            Self::CertificateIssuer => "certificate_issuer",
+            Self::CertificateRevoked => "certificate_revoked",
+            Self::RevocationUnknown => "revocation_unknown",
+            Self::CertificateUnfit => "certificate_unfit",
+            Self::ClientCertificate => "client_certificate",
             Self::TlsAlert => "tls_alert",
             Self::TlsProtocol => "tls_protocol",
             Self::ResponseMalformed => "response_malformed",
@@ -257,8 +277,20 @@ impl Failure {
                 "The server refused the connection; check that it runs and listens."),
             Self::ConnectionTerminated => (502, "connection_terminated", Upstream, Keep,
                 "The server closed the connection before it answered; look at the server's log."),
-            Self::TlsCertificate => (502, "tls_certificate_error", Upstream, Keep,
-                "A certificate was not accepted; check the server's certificate, its CA and the client certificate."),
+            Self::CertificateName => (502, "tls_certificate_error", Upstream, Keep,
+                "The server's certificate is for another host; check the server's URL, and its certificate."),
+            Self::CertificateDate => (502, "tls_certificate_error", Upstream, Keep,
+                "The server's certificate is out of date, or not valid yet; renew it, or set the gateway's clock."),
+            Self::CertificateIssuer => (502, "tls_certificate_error", Upstream, Keep,
+                "The server's certificate is of no trusted authority; name its ca, or have it sent with its chain."),
+            Self::CertificateRevoked => (502, "tls_certificate_error", Upstream, Keep,
+                "The server's certificate has been revoked; give the server a new one."),
+            Self::RevocationUnknown => (502, "tls_certificate_error", Upstream, Keep,
+                "No current list says whether the server's certificate is revoked; renew the lists in its crl."),
+            Self::CertificateUnfit => (502, "tls_certificate_error", Upstream, Keep,
+                "The server's certificate is not for a server, or of an unfit kind; have it made anew."),
+            Self::ClientCertificate => (502, "tls_certificate_error", Upstream, Keep,
+                "The server did not accept the gateway's client certificate; check whose it trusts."),
             Self::TlsAlert => (502, "tls_alert_received", Upstream, Keep,
                 "The server broke the TLS handshake off; look at the server's log."),
             Self::TlsProtocol => (502, "tls_protocol_error", Upstream, Keep,
@@ -334,10 +366,9 @@ impl Failure {
         use AlertDescription as Alert;
         use rustls::Error;
         match error {
-            Error::InvalidCertificate(_)
-            | Error::NoCertificatesPresented
-            | Error::UnsupportedNameType
-            | Error::InvalidCertRevocationList(_) => Self::TlsCertificate,
+            Error::InvalidCertificate(error) => Self::from_certificate(error),
+            Error::NoCertificatesPresented | Error::UnsupportedNameType => Self::CertificateUnfit,
+            Error::InvalidCertRevocationList(_) => Self::RevocationUnknown,
             Error::AlertReceived(
                 Alert::NoCertificate
                 | Alert::BadCertificate
@@ -348,9 +379,26 @@ impl Failure {
                 | Alert::UnknownCA
                 | Alert::AccessDenied
                 | Alert::CertificateRequired,
-            ) => Self::TlsCertificate,
+            ) => Self::ClientCertificate,
             Error::AlertReceived(_) => Self::TlsAlert,
             _ => Self::TlsProtocol,
+        }
+    }
+
+    fn from_certificate(error: &CertificateError) -> Self {
+        use CertificateError as Error;
+        match error {
+            Error::NotValidForName | Error::NotValidForNameContext { .. } => Self::CertificateName,
+            Error::Expired
+            | Error::ExpiredContext { .. }
+            | Error::NotValidYet
+            | Error::NotValidYetContext { .. } => Self::CertificateDate,
+            Error::UnknownIssuer => Self::CertificateIssuer,
+            Error::Revoked => Self::CertificateRevoked,
+            Error::UnknownRevocationStatus
+            | Error::ExpiredRevocationList
+            | Error::ExpiredRevocationListContext { .. } => Self::RevocationUnknown,
+            _ => Self::CertificateUnfit,
         }
     }
 }
@@ -413,6 +461,8 @@ impl From<ConnectError> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use rustls::CertRevocationListError;
+
     use super::*;
 
     #[test]
@@ -452,15 +502,31 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_either_side_refuses_has_one_token() {
-        for error in [
-            rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer),
-            rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
+    fn a_certificate_that_either_side_refuses_has_one_token_and_its_own_name() {
+        use CertificateError as Certificate;
+        use rustls::Error;
+        for (error, name) in [
+            (
+                Error::InvalidCertificate(Certificate::UnknownIssuer),
+                "certificate_issuer",
+            ),
+            (
+                Error::InvalidCertificate(Certificate::InvalidPurpose),
+                "certificate_unfit",
+            ),
+            (
+                Error::InvalidCertRevocationList(CertRevocationListError::BadSignature),
+                "revocation_unknown",
+            ),
+            (
+                Error::AlertReceived(AlertDescription::CertificateRequired),
+                "client_certificate",
+            ),
         ] {
             let failure = Failure::from(ConnectError::Tls(error));
             assert_eq!(
-                (failure.status(), failure.token()),
-                (502, "tls_certificate_error")
+                (failure.status(), failure.token(), failure.name()),
+                (502, "tls_certificate_error", name)
             );
         }
     }
