@@ -569,7 +569,8 @@ impl Replay<'_> {
         let got = got.map_err(|error| format!("no answer: {error}"))?;
         let field = format!("\r\nProxy-Status: m2u; error={}\r\n", case.verdict[1]);
         if got.bytes.starts_with(b"HTTP/1.1 502 ") {
-            let is_it = got.is_whole && contains(&got.bytes, field.as_bytes());
+            let has = |field: &[u8]| contains(&got.bytes, field);
+            let is_it = got.is_whole && has(field.as_bytes()) && has(b"\r\nDate: ");
             check!(is_it, "the device got {}", show(&got.bytes));
             return Ok(!contains(&got.bytes, b"\r\nConnection: close\r\n"));
         }

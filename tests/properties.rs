@@ -286,6 +286,7 @@ fn read_answer(
     );
     same("status line", answer.first_line(), &line)?;
     let mut fields = owned(&answer.fields());
+    // The gateway's own stands behind what the server sent.
     match fields.iter().rposition(|(name, _)| name == "Date") {
         Some(position) if wire::is_now(&fields[position].1) => drop(fields.remove(position)),
         _ => return Err(fail("answer's fields", &answer.head, "a date of now")),

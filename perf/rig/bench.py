@@ -27,6 +27,8 @@ FOREIGN_MAX = 0.05
 ATTEMPTS = 6
 # How long to wait, before a window, for others to pause, and for the cores to be near each other.
 QUIET_PATIENCE = 60.0
+# Seconds after which cores that were never seen near each other meanwhile are measured as they are.
+APART_PATIENCE = 300.0
 MILLION = 1_000_000
 # Devices that hold the idle connections, and requests under way at most: m2u's default lets an
 # address have 64 connections.
@@ -78,6 +80,7 @@ class Cores:
 
     def __init__(self):
         self.least_ns = float("inf")
+        self.near_last = time.monotonic()
 
     def latency_ns(self):
         """A cache line's way from one to the other and back."""
@@ -88,11 +91,17 @@ class Cores:
             raise Failed(f"the way between the two cores can't be measured: {error}") from error
         latency = int(done.stdout)
         self.least_ns = min(self.least_ns, latency)
+        if not self.apart([latency]):
+            self.near_last = time.monotonic()
         return latency
 
     def apart(self, latencies):
         """Whether any of these shows the cores farther apart than they have been seen."""
         return max(latencies) > APART * self.least_ns
+
+    def may_come_near(self):
+        """Whether to wait for it: the host may have put them apart for good."""
+        return time.monotonic() - self.near_last < APART_PATIENCE
 
 
 class Bench:
@@ -186,9 +195,9 @@ class Bench:
                     self.wait_for_quiet()
                 result = self.run_window(arguments)
                 apart = self.cores.apart(result["core_latency_ns"])
-                spoilt = apart or result["foreign_cores"] > self.foreign_max
-                attempts.append((result, self.figures(peer, result), spoilt))
-                if not spoilt:
+                disturbed = result["foreign_cores"] > self.foreign_max
+                attempts.append((result, self.figures(peer, result), apart or disturbed))
+                if not disturbed and not (apart and self.cores.may_come_near()):
                     break
             else:
                 attempts.sort(key=self.damage, reverse=True)
@@ -211,7 +220,8 @@ class Bench:
             wall = time.monotonic() - begun
             others = os.cpu_count() * wall - (idle_seconds() - idle)
             quiet = others < 2 * self.foreign_max * wall
-            if quiet and not self.cores.apart([self.cores.latency_ns()]):
+            near = not self.cores.apart([self.cores.latency_ns()])
+            if quiet and (near or not self.cores.may_come_near()):
                 return
 
     def figures(self, peer, result):

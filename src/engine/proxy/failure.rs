@@ -461,9 +461,12 @@ impl From<ConnectError> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use rustls::CertRevocationListError;
 
     use super::*;
+    use crate::engine::date::DateField;
 
     #[test]
     fn every_failure_has_its_own_count_and_name() {
@@ -474,12 +477,14 @@ mod tests {
         }
     }
 
-    const DATE: &[u8; DATE_FIELD_BYTES] = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+    fn date() -> [u8; DATE_FIELD_BYTES] {
+        DateField::default().at(SystemTime::UNIX_EPOCH)
+    }
 
     #[test]
     fn an_answer_is_complete_and_says_its_token() {
         let mut out = Vec::new();
-        Failure::TooManyConnections.write(&mut out, false, Persist::Close, DATE);
+        Failure::TooManyConnections.write(&mut out, false, Persist::Close, &date());
         let text = String::from_utf8(out).expect("ASCII");
         let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
         assert!(
@@ -490,14 +495,14 @@ mod tests {
         assert!(head.contains("\r\nRetry-After: 5\r\n"));
         assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())));
         assert!(head.contains("\r\nConnection: close\r\n"));
-        let date = str::from_utf8(DATE).expect("ASCII").trim_end();
-        assert!(head.ends_with(&format!("\r\n{date}")), "{head}");
+        let date = String::from_utf8(date().to_vec()).expect("ASCII");
+        assert!(head.ends_with(date.trim_end()), "{head}");
     }
 
     #[test]
     fn an_answer_to_head_has_no_body() {
         let mut out = Vec::new();
-        Failure::NoSuchSlot.write(&mut out, true, Persist::Keep, DATE);
+        Failure::NoSuchSlot.write(&mut out, true, Persist::Keep, &date());
         assert!(out.ends_with(b"GMT\r\n\r\n"), "{}", out.escape_ascii());
     }
 

@@ -326,7 +326,11 @@ fn check_fields(party: Party, original: &Request<'_>, forwarded: &Request<'_>, u
         }
     }
     if party.is_told_addresses() {
-        expect("Forwarded", &format!("for={}", party.source));
+        let node = match party.source {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("\"[{address}]\""),
+        };
+        expect("Forwarded", &format!("for={node}"));
     }
     if let Some(login) = login {
         expect("Authorization", login);

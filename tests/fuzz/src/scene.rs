@@ -2,7 +2,7 @@
 //! configured, and what each server is entitled to see, written down by hand.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, OnceLock},
 };
 
@@ -28,7 +28,7 @@ pub const REQUEST_ID: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 pub const DATE: [u8; DATE_FIELD_BYTES] = *b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
 
 const LOGIN: &str = "Basic YWNtZTpzZWNyZXQ=";
-const VARIANTS: u8 = 32;
+const VARIANTS: u8 = 64;
 
 /// A device, its account and the servers of that account.
 #[derive(Debug, Clone, Copy)]
@@ -44,13 +44,17 @@ impl Party {
     /// The party that the bits of a byte choose; some speak from an address that nobody knows.
     pub fn choose(bits: u8) -> Self {
         let variant = bits & (VARIANTS - 1);
-        let host = match bits >> 5 {
-            7 => 200,
+        let host = match bits >> 6 {
+            3 => 200,
             _ => 1 + variant,
         };
+        let source = match variant & 36 {
+            36 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host.into()).into(),
+            _ => Ipv4Addr::new(10, 8, 0, host).into(),
+        };
         Self {
-            source: IpAddr::V4(Ipv4Addr::new(10, 8, 0, host)),
-            slot: slot(1 + u16::from(bits >> 5 & 1)),
+            source,
+            slot: slot(1 + u16::from(bits >> 6 & 1)),
             variant,
         }
     }
@@ -79,7 +83,7 @@ impl Party {
 
     /// Whether the server is told the address that speaks.
     pub fn is_told_addresses(self) -> bool {
-        self.variant & 12 == 12
+        self.variant & 32 != 0
     }
 
     /// What precedes the device's path.
@@ -137,11 +141,11 @@ pub fn snapshot() -> &'static Snapshot {
     SNAPSHOT.get_or_init(|| {
         let mut identities = IdentityTable::default();
         for variant in 0..VARIANTS {
-            let network = Ipv4Addr::new(10, 8, 0, 1 + variant);
+            let source = Party::choose(variant).source;
             let (device, serial) = (device(variant), serial(variant));
             let account = AccountId(variant.into());
             identities
-                .insert(IpAddr::V4(network).into(), account, &device, &serial)
+                .insert(source.into(), account, &device, &serial)
                 .expect("an address of its own");
         }
         let variants = 0..VARIANTS;
