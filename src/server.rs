@@ -505,6 +505,10 @@ impl Started {
                 self.timeouts.head != settings.timeouts.head,
             ),
             (
+                "timeouts.body for m2u's own answers",
+                self.timeouts.body != settings.timeouts.body,
+            ),
+            (
                 "timeouts.keepalive",
                 self.timeouts.keepalive != settings.timeouts.keepalive,
             ),

@@ -344,11 +344,14 @@ fn a_reload_tells_what_needs_a_restart_and_applies_the_rest() {
     let (first, second) = (Upstream::prompt("first"), Upstream::prompt("second"));
     let (mut gateway, address) = Gateway::ready(&configuration(LISTEN, &[first.address]));
     let changed = configuration("127.0.0.2:0", &[second.address])
-        .replace("connections = 100", "connections = 101");
+        .replace("connections = 100", "connections = 101")
+        .replace("drain =", "body = \"29s\"\ndrain =");
     gateway.configure(&changed);
     gateway.signal("HUP");
     let line = gateway.line("needs a restart");
-    assert!(line.ends_with(": listen, limits.connections"), "{line}");
+    let body = "timeouts.body for m2u's own answers";
+    let all = format!(": listen, {body}, limits.connections");
+    assert!(line.ends_with(&all), "{line}");
     gateway.line("m2u: reloaded: ");
     assert!(ask(address, "m2u").ends_with("\r\n\r\nsecond"));
 }
