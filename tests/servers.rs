@@ -1,4 +1,5 @@
-//! Real servers: what an application behind nginx, Apache httpd or gunicorn sees of a request.
+//! Real servers: what an application behind nginx, Apache httpd or gunicorn, or in PHP or Node, sees of
+//! a request.
 
 #![allow(clippy::unwrap_used)]
 
@@ -342,6 +343,70 @@ fn a_wsgi_application_behind_gunicorn_sees_the_device_by_the_aliases() {
             "HTTP_X_TALK2M_SERIALNUMBER=",
         ],
     );
+    gateway.stop();
+}
+
+/// Tells what a PHP script gets.
+const PHP_APP: &str = r#"<?php
+header("Content-Type: text/plain");
+foreach ($_SERVER as $name => $value) {
+    if (stripos($name, "TALK2M") !== false) echo "$name=$value\n";
+}
+echo "length=", strlen(file_get_contents("php://input")), "\n";
+"#;
+
+#[test]
+fn a_php_script_sees_the_device_by_either_spelling() {
+    let server = Server::php(PHP_APP);
+    let gateway = Gateway::with(&account(&format!("http://{}", server.address), ""));
+    // The aliases have the same names there.
+    for slot in ["m2u", "m2u2"] {
+        has(
+            &ask(&gateway, slot, "/"),
+            &[
+                "HTTP_X_TALK2M_ACCOUNT=acme",
+                "HTTP_X_TALK2M_DEVICE=press-07",
+                "HTTP_X_TALK2M_SERIALNUMBER=1932-0069-24",
+                "length=0",
+            ],
+        );
+    }
+    gateway.stop();
+}
+
+/// Tells what a Node application gets.
+const NODE_APP: &str = r#"
+require("http").createServer((request, response) => {
+    let length = 0;
+    request.on("data", (piece) => { length += piece.length; });
+    request.on("end", () => {
+        const names = Object.keys(request.headers).filter((name) => name.includes("talk2m"));
+        const lines = names.sort().map((name) => `${name}=${request.headers[name]}`);
+        response.end([...lines, `length=${length}`, ""].join("\n"));
+    });
+}).listen(PORT, "127.0.0.1");
+"#;
+
+#[test]
+fn a_node_application_sees_the_device_by_both_spellings() {
+    let server = Server::node(NODE_APP);
+    let gateway = Gateway::with(&account(&format!("http://{}", server.address), ""));
+    let plain = ask(&gateway, "m2u", "/").text();
+    assert_eq!(
+        plain,
+        "x_talk2m_account=acme\nx_talk2m_device=press-07\nx_talk2m_serialnumber=1932-0069-24\n\
+         length=0\n"
+    );
+    let aliases = ask(&gateway, "m2u2", "/");
+    has(
+        &aliases,
+        &["x_talk2m_device=press-07", "x-talk2m-device=press-07"],
+    );
+    let mut device = Device::connect("127.0.0.7", gateway.address());
+    let answer = device.ask(
+        "POST / HTTP/1.1\r\nHost: m2u\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    );
+    has(&answer, &["length=5"]);
     gateway.stop();
 }
 

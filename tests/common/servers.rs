@@ -1,4 +1,4 @@
-//! Real servers, as users have them: nginx, Apache httpd, gunicorn, dnsmasq, unbound.
+//! Real servers, as users have them: nginx, Apache httpd, gunicorn, PHP, Node, dnsmasq, unbound.
 //!
 //! Each runs in the foreground on a loopback port of its own, out of a folder of its own, and is
 //! ended by its process id. A missing program fails the test; it never skips it.
@@ -118,6 +118,29 @@ impl Server {
                 .arg("--worker-tmp-dir")
                 .arg(dir)
                 .arg("app:application");
+            command
+        })
+    }
+
+    /// PHP's own server with this script for every path.
+    pub fn php(script: &str) -> Self {
+        Self::start(|dir, port| {
+            fs::write(dir.join("app.php"), script).unwrap();
+            let mut command = Command::new(program("php"));
+            command
+                .args(["-n", "-S", &format!("127.0.0.1:{port}")])
+                .arg(dir.join("app.php"));
+            command
+        })
+    }
+
+    /// Node with this script, which listens at `PORT`.
+    pub fn node(script: &str) -> Self {
+        Self::start(|dir, port| {
+            let script = script.replace("PORT", &port.to_string());
+            fs::write(dir.join("app.js"), script).unwrap();
+            let mut command = Command::new(program("node"));
+            command.arg(dir.join("app.js"));
             command
         })
     }
