@@ -155,14 +155,35 @@ fn certificates_and_keys_are_looked_at() {
 fn revocation_lists_are_looked_at() {
     let folder = Folder::new();
     let list = Authority::new("acme").revoke(&[], Validity::Current);
-    let due = Authority::new("acme").revoke(&[], Validity::Expired);
+    let due = Authority::new("late").revoke(&[], Validity::Expired);
+    folder.write("current.pem", &list);
     folder.write("two.pem", &[list.as_str(), &due].concat());
     folder.write("torn.pem", "-----BEGIN X509 CRL-----\nAAAA\n");
     folder.write(
         "broken.pem",
         &format!("{list}-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"),
     );
+    let older = Authority::new("acme").revoke(&[], Validity::Expired);
+    folder.write("twice.pem", &[older, list].concat());
     fs::write(folder.path("binary.pem"), [0x30, 0x82, 0x01]).unwrap();
+    folder.write("database", "");
+    folder.write(
+        "openssl.cnf",
+        "[ca]\ndefault_ca = it\n[it]\ndatabase = database\ndefault_md = sha256\n\
+         default_crl_days = 30\n",
+    );
+    folder.openssl(&[
+        "ca",
+        "-gencrl",
+        "-config",
+        "openssl.cnf",
+        "-cert",
+        "acme-ca.pem",
+        "-keyfile",
+        "acme-ca.key",
+        "-out",
+        "v1.pem",
+    ]);
     let with = |name: &str| EXAMPLE.replace("hyphen", &format!("crl = \"{name}\"\nhyphen"));
     for (name, words) in [
         ("none.pem", "the file \"none.pem\" does not exist"),
@@ -179,11 +200,24 @@ fn revocation_lists_are_looked_at() {
             "broken.pem",
             "list 2 of 2 in \"broken.pem\" cannot be used (",
         ),
+        (
+            "twice.pem",
+            "list 2 of 2 in \"twice.pem\" is of the same authority as list 1; keep the newer",
+        ),
+        (
+            "v1.pem",
+            "list 1 of 1 in \"v1.pem\" is of version 1; have it made with extensions",
+        ),
     ] {
         let expected = format!("account[0].server[0].crl: {words}");
         folder.refuses_text(&with(name), &expected);
     }
     // A gateway starts all the same, and only warns.
+    let plain = EXAMPLE.replace("8080/\"\n", "8080/\"\ncrl = \"current.pem\"\n");
+    folder.refuses_text(
+        &plain,
+        "account[0].server[1].crl: does nothing for a url with http://",
+    );
     folder.refuses_text(
         &with("two.pem"),
         "account[0].server[0].crl: list 2 of 2 in \"two.pem\" ran out on Jan  1 ",

@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::{
     certificates::{Authority, Leaf, Validity, quoted},
     device::Device,
@@ -223,6 +225,27 @@ fn tls_sessions_are_resumed_on_every_core() {
         }
         gateway.stop();
     }
+}
+
+#[test]
+fn a_tls_session_is_not_resumed_where_its_certificate_may_be_revoked() {
+    let authority = Authority::new("Customer CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let lists = authority.path("lists.pem");
+    fs::write(&lists, authority.revoke(&[], Validity::Current)).unwrap();
+    let directives = "keepalive_timeout 0;\nssl_session_cache builtin:100 shared:tls:1m;";
+    let server = nginx(&authority, &leaf, directives);
+    let extra = format!(
+        "ca = {}\ncrl = {}\n",
+        quoted(&authority.pem()),
+        quoted(&lists)
+    );
+    let url = format!("https://{}", server.address);
+    let gateway = Gateway::with(&account(&url, &extra));
+    for _ in 0..8 {
+        has(&ask(&gateway, "m2u", "/"), &["reused=."]);
+    }
+    gateway.stop();
 }
 
 #[test]

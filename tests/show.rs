@@ -295,13 +295,15 @@ fn routes_tell_where_requests_go_and_as_whom() {
     assert_eq!(first[4], "CN=acme?[31m");
     assert_eq!(first[5], "2091-02-03");
     assert!(first[6].ends_with("/acme-ca.pem"), "{}", first[6]);
+    assert!(first[7].ends_with("/acme-crl.pem"), "{}", first[7]);
     // Plain HTTP shows no certificate and checks none.
     let plain = route(&shown, "acme", "m2u3");
-    assert_eq!(plain[3..7], ["-", "-", "-", "-"]);
+    assert_eq!(plain[3..8], ["-"; 5]);
     let gateways = route(&shown, "beta", "m2u2");
     assert_eq!(gateways[4], "CN=gateway?[31m");
-    assert_ne!(first[7], plain[7]);
-    assert_ne!(first[7], gateways[7]);
+    assert_eq!(gateways[7], "-");
+    assert_ne!(first[8], plain[8]);
+    assert_ne!(first[8], gateways[8]);
 }
 
 #[test]
@@ -316,7 +318,7 @@ fn addresses_are_shown_when_asked_for() {
     );
     // Nobody answers there; localhost and addresses need nobody.
     let shown = folder.shows(&["--resolve", "--nameserver", "127.0.0.1:9"]);
-    let addresses = |slot| route(&shown, "acme", slot)[8].clone();
+    let addresses = |slot| route(&shown, "acme", slot)[9].clone();
     assert!(addresses("m2u").contains("127.0.0.1:81"));
     assert!(addresses("m2u2").starts_with("none: "));
     assert_eq!(addresses("m2u3"), "192.0.2.1:80");

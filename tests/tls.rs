@@ -64,6 +64,7 @@ fn versions(
 #[test]
 fn a_certificate_that_does_not_hold_is_refused_before_a_request_is_sent() {
     let (known, unknown) = (Authority::new("Known CA"), Authority::new("Unknown CA"));
+    let namesake = Authority::new("Known CA");
     let names = &["ingest.acme.example"];
     for (case, words, leaf, url) in [
         (
@@ -88,6 +89,12 @@ fn a_certificate_that_does_not_hold_is_refused_before_a_request_is_sent() {
             "unknown authority",
             "no trusted authority",
             unknown.server(names, Validity::Current),
+            "https://ingest.acme.example",
+        ),
+        (
+            "an authority of the same name",
+            "no trusted authority",
+            namesake.server(names, Validity::Current),
             "https://ingest.acme.example",
         ),
         (

@@ -98,4 +98,5 @@ def _home(chain):
         return crate[1]
     if AWS_LC in written[0]:
         return "aws-lc"
-    return "src/" + written[0].rsplit("/src/", 1)[-1]
+    _, of_source, path = written[0].rpartition("/src/")
+    return f"src/{path}" if of_source else path.rsplit("/", 1)[-1]

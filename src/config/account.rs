@@ -14,7 +14,7 @@ use super::{
     gateway::{self, Defaults},
     problem::{Place, Report},
     server_url,
-    settings::{Account, ClientCertificate, Login, OnFailure, Server, Slot, Timeouts},
+    settings::{Account, ClientCertificate, Login, OnFailure, Scheme, Server, Slot, Timeouts},
     value,
 };
 use crate::limits;
@@ -184,9 +184,15 @@ impl AccountReader<'_> {
         let trust = table
             .entry("ca")
             .and_then(|entry| self.certificates.trust(&entry, report));
-        let revoked = table
-            .entry("crl")
-            .and_then(|entry| self.certificates.revocations(&entry, report));
+        let crl = table.entry("crl");
+        if let Some(entry) = &crl
+            && url.as_ref().is_some_and(|url| url.scheme == Scheme::Http)
+        {
+            let message =
+                "does nothing for a url with http://, which shows no certificate; leave it out";
+            report.add_doubt(&entry.place, message);
+        }
+        let revoked = crl.and_then(|entry| self.certificates.revocations(&entry, report));
         let addresses = table
             .entry("address")
             .and_then(|entry| read_addresses(&entry, port, report));

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use ::aws_lc_rs::digest;
 use hashbrown::HashMap;
 use rustls::{
     Error as TlsError, InconsistentKeys, RootCertStore, crypto::aws_lc_rs, sign::CertifiedKey,
@@ -15,7 +16,7 @@ use rustls::{
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
 };
-use webpki::OwnedCertRevocationList;
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::{parse_x509_certificate, parse_x509_crl, time::ASN1Time};
 
 use super::{
@@ -101,17 +102,12 @@ impl<'f> Certificates<'f> {
         }
         let read = read_lists(&path)
             .map_err(|message| report.add(&crl.place, message))
-            .ok();
-        for message in read.iter().flat_map(|lists| overdue(&path, lists)) {
+            .ok()
+            .map(Arc::new);
+        for message in read.iter().flat_map(|revoked| overdue(revoked)) {
             // Likewise: what its authority forgot costs that server alone.
             report.add_doubt(&crl.place, message);
         }
-        let read = read.map(|lists| {
-            Arc::new(RevocationLists {
-                path: path.clone(),
-                lists,
-            })
-        });
         self.revocations.insert(path, read.clone());
         read
     }
@@ -212,7 +208,7 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(roots)
 }
 
-fn read_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+fn read_lists(path: &Path) -> Result<RevocationLists, String> {
     let pem = read_pem(path, limits::CRL_BYTES_MAX, PEM_OF_LIST)?;
     let shown = path.display();
     let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&pem)
@@ -224,35 +220,56 @@ fn read_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>,
              section"
         ));
     }
+    let mut issuers = HashMap::with_capacity(lists.len());
+    let mut digest = digest::Context::new(&digest::SHA256);
     for (index, list) in lists.iter().enumerate() {
-        if let Err(error) = OwnedCertRevocationList::from_der(list) {
+        let number = index + 1;
+        let which = format!("list {number} of {} in \"{shown}\"", lists.len());
+        let parsed = OwnedCertRevocationList::from_der(list).map_err(|error| {
+            // As openssl makes it unless its configuration has crl_extensions.
+            let is_old = parse_x509_crl(list).is_ok_and(|(_, list)| list.version().is_none());
+            match is_old {
+                true => {
+                    format!("{which} is of version 1; have it made with extensions (version 2)")
+                }
+                false => format!(
+                    "{which} cannot be used ({error}); ask its authority for a complete list"
+                ),
+            }
+        })?;
+        // A verifier looks at the first that fits, however old.
+        let issuer = CertRevocationList::from(parsed).issuer().to_vec();
+        if let Some(first) = issuers.insert(issuer, number) {
             return Err(format!(
-                "list {} of {} in \"{shown}\" cannot be used ({error}); ask its authority for a \
-                 complete list of version 2",
-                index + 1,
-                lists.len()
+                "{which} is of the same authority as list {first}; keep the newer one"
             ));
         }
+        digest.update(list);
     }
-    Ok(lists)
+    let mut revoked = RevocationLists {
+        path: path.to_owned(),
+        lists,
+        digest: [0; digest::SHA256_OUTPUT_LEN],
+    };
+    revoked.digest.copy_from_slice(digest.finish().as_ref());
+    Ok(revoked)
 }
 
 /// What is to be said of lists whose next one is due: what they do not revoke is not known to be good.
-fn overdue(path: &Path, lists: &[CertificateRevocationListDer<'_>]) -> Vec<String> {
+fn overdue(revoked: &RevocationLists) -> impl Iterator<Item = String> {
     let now = ASN1Time::now();
-    let numbered = lists.iter().enumerate();
-    let due = numbered.filter_map(|(index, list)| {
+    let numbered = revoked.lists.iter().enumerate();
+    numbered.filter_map(move |(index, list)| {
         let (_, parsed) = parse_x509_crl(list).ok()?;
         let next = parsed.next_update().filter(|next| *next < now)?;
         Some(format!(
-            "list {} of {} in \"{}\" ran out on {next}; put its authority's newest there and reload: \
-             until then no certificate of that authority is accepted",
+            "list {} of {} in \"{}\" ran out on {next}; put its authority's newest in its place and \
+             reload: until then no certificate of that authority is accepted",
             index + 1,
-            lists.len(),
-            path.display()
+            revoked.lists.len(),
+            revoked.path.display()
         ))
-    });
-    due.collect()
+    })
 }
 
 /// The private key in a PEM file.

@@ -450,8 +450,10 @@ pub struct Trust {
 pub struct RevocationLists {
     /// The file the lists came from, for messages.
     pub path: PathBuf,
-    /// At least one list; each can be parsed.
+    /// At least one list; each can be parsed, and is of another authority.
     pub lists: Vec<CertificateRevocationListDer<'static>>,
+    /// SHA-256 over all of them.
+    pub digest: [u8; 32],
 }
 
 impl fmt::Debug for RevocationLists {

@@ -333,7 +333,7 @@ impl Assembly {
         }
         let trusted = self.trusts.config(
             server.trust.as_deref(),
-            server.revoked.as_ref(),
+            server.revoked.as_deref(),
             server.client_certificate.as_ref(),
         )?;
         key.trust = Some(trusted.id);

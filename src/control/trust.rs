@@ -37,12 +37,18 @@ pub struct Trusted {
     pub id: TrustId,
     /// It resumes no sessions.
     config: Arc<ClientConfig>,
+    /// Lists are looked at: what a session was made with may have been revoked, or its list have run out.
+    has_lists: bool,
 }
 
 impl Trusted {
     /// The configuration for one set of connections, on all cores. Its sessions are its own: another
     /// account's server of the same name, at an address which that account chose, is shown none of them.
+    /// Where lists are looked at there are none: a session is resumed without a look at the certificate.
     pub fn for_one_pool(&self) -> Arc<ClientConfig> {
+        if self.has_lists {
+            return Arc::clone(&self.config);
+        }
         let mut config = ClientConfig::clone(&self.config);
         config.resumption = Resumption::in_memory_sessions(limits::TLS_SESSIONS_PER_POOL);
         Arc::new(config)
@@ -77,11 +83,11 @@ struct Roots {
     store: Arc<RootCertStore>,
 }
 
-/// What a server's certificate is held against.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// What a server's certificate is held against: roots, and the digest of lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Anchors {
     roots: u32,
-    revoked: Option<Listed>,
+    revoked: Option<[u8; 32]>,
 }
 
 /// What a configuration is made of.
@@ -89,27 +95,6 @@ struct Anchors {
 struct Parts {
     anchors: Anchors,
     client: Option<Shown>,
-}
-
-/// Revocation lists that are compared by what they hold, not by where they were read.
-#[derive(Debug, Clone)]
-struct Listed(Arc<RevocationLists>);
-
-impl PartialEq for Listed {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0.lists == other.0.lists
-    }
-}
-
-impl Eq for Listed {}
-
-impl Hash for Listed {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        for list in &self.0.lists {
-            // The end of its signature: a list may have millions of bytes, and thousands of servers.
-            list.iter().rev().take(32).for_each(|byte| byte.hash(state));
-        }
-    }
 }
 
 /// A client certificate that is compared by what it holds, not by where it was read.
@@ -234,7 +219,7 @@ impl TrustStore {
     pub fn config(
         &mut self,
         trust: Option<&Trust>,
-        revoked: Option<&Arc<RevocationLists>>,
+        revoked: Option<&RevocationLists>,
         client: Option<&Arc<ClientCertificate>>,
     ) -> Result<Trusted, TrustError> {
         let roots = match trust {
@@ -244,18 +229,19 @@ impl TrustStore {
         let parts = Parts {
             anchors: Anchors {
                 roots: roots.id,
-                revoked: revoked.map(|lists| Listed(Arc::clone(lists))),
+                revoked: revoked.map(|revoked| revoked.digest),
             },
             client: client.map(|certificate| Shown(Arc::clone(certificate))),
         };
         if let Some(known) = self.configs.get(&parts) {
             return Ok(known.clone());
         }
-        let verifier = self.verifier(roots.store, &parts.anchors)?;
+        let verifier = self.verifier(roots.store, revoked, parts.anchors)?;
         let config = self.build(verifier, client)?;
         let trusted = Trusted {
             id: TrustId(self.trust_next),
             config: Arc::new(config),
+            has_lists: revoked.is_some(),
         };
         self.trust_next += 1;
         self.configs.insert(parts, trusted.clone());
@@ -271,7 +257,7 @@ impl TrustStore {
     /// Drops every configuration that is not among `used`.
     pub fn retain(&mut self, used: &HashSet<TrustId>) {
         self.configs.retain(|_, trusted| used.contains(&trusted.id));
-        let anchors: HashSet<&Anchors> = self.configs.keys().map(|parts| &parts.anchors).collect();
+        let anchors: HashSet<Anchors> = self.configs.keys().map(|parts| parts.anchors).collect();
         self.verifiers.retain(|known, _| anchors.contains(known));
         let needed: HashSet<u32> = anchors.iter().map(|anchors| anchors.roots).collect();
         self.roots.retain(|_, roots| needed.contains(&roots.id));
@@ -285,14 +271,14 @@ impl TrustStore {
     fn verifier(
         &mut self,
         roots: Arc<RootCertStore>,
-        anchors: &Anchors,
+        revoked: Option<&RevocationLists>,
+        anchors: Anchors,
     ) -> Result<Arc<WebPkiServerVerifier>, TrustError> {
-        if let Some(known) = self.verifiers.get(anchors) {
+        if let Some(known) = self.verifiers.get(&anchors) {
             return Ok(Arc::clone(known));
         }
         let provider = Arc::clone(&self.provider);
         let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
-        let revoked = anchors.revoked.as_ref().map(|Listed(revoked)| revoked);
         if let Some(revoked) = revoked {
             builder = builder
                 .with_crls(revoked.lists.iter().cloned())
@@ -302,8 +288,7 @@ impl TrustStore {
             path: revoked.map(|revoked| revoked.path.display().to_string()),
             error,
         })?;
-        self.verifiers
-            .insert(anchors.clone(), Arc::clone(&verifier));
+        self.verifiers.insert(anchors, Arc::clone(&verifier));
         Ok(verifier)
     }
 
@@ -382,6 +367,7 @@ mod tests {
         server::WebPkiClientVerifier,
     };
     use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+    use sha2::{Digest, Sha256};
 
     use super::*;
 
@@ -427,11 +413,12 @@ mod tests {
         assert!(Arc::ptr_eq(&first.config, &again.config));
     }
 
-    fn revoked(lists: &[&[u8]]) -> Arc<RevocationLists> {
-        Arc::new(RevocationLists {
+    fn revoked(lists: &[&[u8]]) -> RevocationLists {
+        RevocationLists {
             path: PathBuf::from("crl.pem"),
             lists: lists.iter().map(|list| list.to_vec().into()).collect(),
-        })
+            digest: Sha256::digest(lists.concat()).into(),
+        }
     }
 
     /// A list that revokes nothing, as an authority of this name makes it.
@@ -454,7 +441,6 @@ mod tests {
     fn lists_tell_configurations_apart_and_are_read_once() {
         let roots = trust(&[pair("one.example").0]);
         let (one, two) = (list("one"), list("two"));
-        assert_ne!(Listed(revoked(&[&one])), Listed(revoked(&[&two])));
         let mut store = TrustStore::default();
         let mut ids = HashSet::new();
         for lists in [

@@ -61,7 +61,8 @@ impl Server {
         })
     }
 
-    /// Apache httpd with this CGI script at `/cgi/app`, written in sh.
+    /// Apache httpd with this CGI script at `/cgi/app`, written in sh. Its one process serves one
+    /// connection at a time, so none is kept.
     pub fn apache(script: &str) -> Self {
         let modules = "/usr/lib/apache2/modules";
         Self::start(|dir, port| {
@@ -77,7 +78,7 @@ impl Server {
                 "{load}ServerRoot {shown}\nServerName localhost\nListen 127.0.0.1:{port}\n\
                  PidFile {shown}/httpd.pid\nErrorLog {shown}/error.log\nDefaultRuntimeDir {shown}\n\
                  Mutex pthread\nUser nobody\nGroup nogroup\n\
-                 StartServers 2\nMinSpareServers 1\n\
+                 KeepAlive Off\n\
                  ScriptAlias /cgi/ {shown}/cgi/\n\
                  <Directory {shown}/cgi>\nRequire all granted\nCGIPassAuth On\n</Directory>\n"
             );

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Columns that stand in every table.
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "account",
     "slot",
     "url",
@@ -19,6 +19,7 @@ const COLUMNS: [&str; 8] = [
     "client certificate",
     "expires",
     "ca",
+    "crl",
     "pool",
 ];
 
@@ -54,6 +55,10 @@ fn row(server: &Server, route: &Route, resolved: bool) -> Vec<String> {
         Some(trust) => effective::absolute(&trust.path),
         None => "system".to_owned(),
     };
+    let crl = match &server.revoked {
+        Some(revoked) if is_tls => effective::absolute(&revoked.path),
+        _ => "-".to_owned(),
+    };
     let login = server.login.as_ref();
     let login = login.map_or("-".to_owned(), |login| visible(&login.username));
     let mut row = vec![
@@ -64,6 +69,7 @@ fn row(server: &Server, route: &Route, resolved: bool) -> Vec<String> {
         subject,
         expires,
         ca,
+        crl,
         route.upstream.pool.0.to_string(),
     ];
     if resolved {

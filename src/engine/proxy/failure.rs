@@ -77,7 +77,7 @@ pub enum Failure {
     ConnectionTerminated,
     /// The server's certificate names other hosts.
     CertificateName,
-    /// The server's certificate is out of date, or not yet in it.
+    /// The server's certificate, or one above it, is out of date, or not valid yet.
     CertificateDate,
     /// The server's certificate does not lead to a root that is trusted.
     CertificateIssuer,
@@ -280,17 +280,17 @@ impl Failure {
             Self::CertificateName => (502, "tls_certificate_error", Upstream, Keep,
                 "The server's certificate is for another host; check the server's URL, and its certificate."),
             Self::CertificateDate => (502, "tls_certificate_error", Upstream, Keep,
-                "The server's certificate is out of date, or not valid yet; renew it, or set the gateway's clock."),
+                "A certificate of the server's is out of date, or not valid yet; renew it, or set m2u's clock."),
             Self::CertificateIssuer => (502, "tls_certificate_error", Upstream, Keep,
                 "The server's certificate is of no trusted authority; name its ca, or have it sent with its chain."),
             Self::CertificateRevoked => (502, "tls_certificate_error", Upstream, Keep,
-                "The server's certificate has been revoked; give the server a new one."),
+                "A certificate of the server's has been revoked; give the server a new one."),
             Self::RevocationUnknown => (502, "tls_certificate_error", Upstream, Keep,
-                "No current list says whether the server's certificate is revoked; renew the lists in its crl."),
+                "No list in force says whether it is revoked; put the newest of each of its authorities into its crl."),
             Self::CertificateUnfit => (502, "tls_certificate_error", Upstream, Keep,
                 "The server's certificate is not for a server, or of an unfit kind; have it made anew."),
             Self::ClientCertificate => (502, "tls_certificate_error", Upstream, Keep,
-                "The server did not accept the gateway's client certificate; check whose it trusts."),
+                "The server did not accept the gateway's client certificate, or wants one; name one that it trusts."),
             Self::TlsAlert => (502, "tls_alert_received", Upstream, Keep,
                 "The server broke the TLS handshake off; look at the server's log."),
             Self::TlsProtocol => (502, "tls_protocol_error", Upstream, Keep,
@@ -393,7 +393,8 @@ impl Failure {
             | Error::ExpiredContext { .. }
             | Error::NotValidYet
             | Error::NotValidYetContext { .. } => Self::CertificateDate,
-            Error::UnknownIssuer => Self::CertificateIssuer,
+            // A stale root of the same name has another key.
+            Error::UnknownIssuer | Error::BadSignature => Self::CertificateIssuer,
             Error::Revoked => Self::CertificateRevoked,
             Error::UnknownRevocationStatus
             | Error::ExpiredRevocationList
