@@ -76,7 +76,12 @@ fn every_exchange_has_a_line_and_no_line_has_a_secret() {
     assert_eq!(delivered["sent"], answer.body.len());
     assert!(delivered["ms"].as_f64().unwrap() > 0.0);
     assert!(delivered.get("error").is_none());
-    assert_eq!(of(404)["error"], "destination_not_found");
+    assert!(delivered.get("cause").is_none());
+    let missing = of(404);
+    assert_eq!(
+        (&missing["error"], &missing["cause"]),
+        (&"destination_not_found".into(), &"no_such_slot".into())
+    );
     assert_eq!(
         (&of(403)["error"], &of(403)["path"]),
         (&"http_request_denied".into(), &"/lost".into())

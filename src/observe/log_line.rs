@@ -32,8 +32,9 @@ pub struct Entry<'a> {
     pub request: Option<(&'a [u8], &'a [u8])>,
     /// Status that the device saw; 0 if its connection was closed without an answer.
     pub status: u16,
-    /// Error token, if the gateway answered itself or broke an answer off.
-    pub error: Option<&'static str>,
+    /// If the gateway answered itself or broke an answer off: the error token, and the name that the
+    /// counts have for the failure, which tells apart what shares a token.
+    pub error: Option<(&'static str, &'static str)>,
     /// Body bytes from the device.
     pub received: u64,
     /// Body bytes to the device.
@@ -61,9 +62,11 @@ impl Entry<'_> {
         }
         put(out, "\",\"status\":");
         put_number(out, self.status);
-        if let Some(error) = self.error {
+        if let Some((token, cause)) = self.error {
             put(out, ",\"error\":\"");
-            put(out, error);
+            put(out, token);
+            put(out, "\",\"cause\":\"");
+            put(out, cause);
             put(out, "\"");
         }
         put(out, ",\"received\":");
@@ -101,7 +104,14 @@ impl Entry<'_> {
         put(out, " ");
         put_number(out, self.status);
         put(out, " ");
-        put(out, self.error.unwrap_or("-"));
+        match self.error {
+            Some((token, cause)) => {
+                put(out, token);
+                put(out, "/");
+                put(out, cause);
+            }
+            None => put(out, "-"),
+        }
         put(out, " in=");
         put_number(out, self.received);
         put(out, " out=");
@@ -302,7 +312,7 @@ mod tests {
             sender: Some(("acme", "press \"07\"")),
             request: Some((b"POST", b"/in\x1b\xff")),
             status: 502,
-            error: Some("dns_error"),
+            error: Some(("dns_error", "dns")),
             received: 10,
             sent: 20,
         };
@@ -322,7 +332,7 @@ mod tests {
         let expected = concat!(
             r#"{"time":"2025-11-24T16:00:00.25Z","source":"10.8.0.7","account":"acme","#,
             r#""device":"press \"07\"","method":"POST","path":"/in\u001bÿ","status":502,"#,
-            r#""error":"dns_error","received":10,"sent":20,"ms":12.345}"#,
+            r#""error":"dns_error","cause":"dns","received":10,"sent":20,"ms":12.345}"#,
             "\n"
         );
         assert_eq!(line, expected);
@@ -337,7 +347,7 @@ mod tests {
         let (entry, mut clock) = entry();
         let line = written(|out| entry.write_text(&mut clock, out));
         let expected = "2025-11-24T16:00:00.25Z 10.8.0.7 \"acme\" \"press \\\"07\\\"\" POST \
-                        /in\\x1b\\xff 502 dns_error in=10 out=20 12.345ms\n";
+                        /in\\x1b\\xff 502 dns_error/dns in=10 out=20 12.345ms\n";
         assert_eq!(line, expected);
     }
 
@@ -351,6 +361,10 @@ mod tests {
             source: [0xffff; 8].into(),
             sender: Some((&name, &name)),
             request: Some((&long, &long)),
+            error: Some((
+                "http_response_header_section_size",
+                "response_head_too_large",
+            )),
             received: u64::MAX,
             sent: u64::MAX,
             ..entry

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use super::{failure::Failure, flow::Tally};
+use super::flow::Tally;
 use crate::{engine::shard::Shard, observe::log_line::Entry};
 
 /// An exchange that will be logged.
@@ -36,7 +36,10 @@ impl Record {
             sender,
             request,
             status: tally.status.get(),
-            error: tally.failure.get().map(Failure::token),
+            error: tally
+                .failure
+                .get()
+                .map(|failure| (failure.token(), failure.name())),
             received: tally.received.get(),
             sent: tally.sent.get(),
         });
