@@ -156,7 +156,6 @@ fn revocation_lists_are_looked_at() {
     let folder = Folder::new();
     let list = Authority::new("acme").revoke(&[], Validity::Current);
     let due = Authority::new("late").revoke(&[], Validity::Expired);
-    folder.write("current.pem", &list);
     folder.write("two.pem", &[list.as_str(), &due].concat());
     folder.write("torn.pem", "-----BEGIN X509 CRL-----\nAAAA\n");
     folder.write(
@@ -164,6 +163,10 @@ fn revocation_lists_are_looked_at() {
         &format!("{list}-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"),
     );
     let older = Authority::new("acme").revoke(&[], Validity::Expired);
+    let part =
+        |name: &str| Authority::new("acme").revoke_part(&format!("http://acme.example/{name}"));
+    folder.write("parts.pem", &[part("1"), part("2")].concat());
+    folder.write("mixed.pem", &[part("1"), list.clone()].concat());
     folder.write("twice.pem", &[older, list].concat());
     fs::write(folder.path("binary.pem"), [0x30, 0x82, 0x01]).unwrap();
     folder.write("database", "");
@@ -202,7 +205,11 @@ fn revocation_lists_are_looked_at() {
         ),
         (
             "twice.pem",
-            "list 2 of 2 in \"twice.pem\" is of the same authority as list 1; keep the newer",
+            "list 2 of 2 in \"twice.pem\" is of the same authority as list 1, for the same certificates",
+        ),
+        (
+            "mixed.pem",
+            "list 2 of 2 in \"mixed.pem\" is of the same authority as list 1, for the same certificates",
         ),
         (
             "v1.pem",
@@ -212,11 +219,13 @@ fn revocation_lists_are_looked_at() {
         let expected = format!("account[0].server[0].crl: {words}");
         folder.refuses_text(&with(name), &expected);
     }
+    let parts = folder.check(&with("parts.pem"), &[]);
+    assert_eq!(parts.code, Some(0), "{}", parts.stderr);
     // A gateway starts all the same, and only warns.
-    let plain = EXAMPLE.replace("8080/\"\n", "8080/\"\ncrl = \"current.pem\"\n");
+    let plain = EXAMPLE.replace("8080/\"\n", "8080/\"\ncrl = \"torn.pem\"\n");
     folder.refuses_text(
         &plain,
-        "account[0].server[1].crl: does nothing for a url with http://",
+        "account[0].server[1].crl: does nothing for a server that shows no certificate",
     );
     folder.refuses_text(
         &with("two.pem"),

@@ -17,7 +17,7 @@ use common::{
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 const REVOKED: &str = "A certificate of the server's has been revoked";
-const UNKNOWN: &str = "No list in force says whether it is revoked";
+const UNKNOWN: &str = "No valid list says whether the server's certificate is revoked";
 
 /// A server with a certificate of `signer`, and a gateway that trusts `root` and has these lists.
 struct Scene {

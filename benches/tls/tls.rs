@@ -189,7 +189,8 @@ fn start_peer(core: Option<CoreId>) -> Peer {
         path: authority.pem(),
         roots: vec![roots],
     };
-    let trusted = TrustStore::offering(share_keys(trust::provider())).config(Some(&trust), None, None);
+    let trusted =
+        TrustStore::offering(share_keys(trust::provider())).config(Some(&trust), None, None);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("a bound socket");
     thread::spawn(move || {

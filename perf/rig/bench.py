@@ -27,7 +27,7 @@ FOREIGN_MAX = 0.05
 ATTEMPTS = 6
 # How long to wait, before a window, for others to pause, and for the cores to be near each other.
 QUIET_PATIENCE = 60.0
-# Seconds after which cores that were never seen near each other meanwhile are measured as they are.
+# Seconds after which cores that were seen apart, and not near since, are measured as they are.
 APART_PATIENCE = 300.0
 MILLION = 1_000_000
 # Devices that hold the idle connections, and requests under way at most: m2u's default lets an
@@ -80,7 +80,7 @@ class Cores:
 
     def __init__(self):
         self.least_ns = float("inf")
-        self.near_last = time.monotonic()
+        self.apart_since = None
 
     def latency_ns(self):
         """A cache line's way from one to the other and back."""
@@ -92,7 +92,9 @@ class Cores:
         latency = int(done.stdout)
         self.least_ns = min(self.least_ns, latency)
         if not self.apart([latency]):
-            self.near_last = time.monotonic()
+            self.apart_since = None
+        elif self.apart_since is None:
+            self.apart_since = time.monotonic()
         return latency
 
     def apart(self, latencies):
@@ -101,7 +103,8 @@ class Cores:
 
     def may_come_near(self):
         """Whether to wait for it: the host may have put them apart for good."""
-        return time.monotonic() - self.near_last < APART_PATIENCE
+        since = self.apart_since
+        return since is None or time.monotonic() - since < APART_PATIENCE
 
 
 class Bench:
@@ -212,7 +215,7 @@ class Bench:
 
     def wait_for_quiet(self):
         """Returns once the machine has been idle for a moment with its cores near each other, or
-        the patience is over."""
+        apart for good, or the patience is over."""
         deadline = time.monotonic() + QUIET_PATIENCE
         while time.monotonic() < deadline:
             begun, idle = time.monotonic(), idle_seconds()
@@ -220,8 +223,10 @@ class Bench:
             wall = time.monotonic() - begun
             others = os.cpu_count() * wall - (idle_seconds() - idle)
             quiet = others < 2 * self.foreign_max * wall
+            if not quiet:
+                continue
             near = not self.cores.apart([self.cores.latency_ns()])
-            if quiet and (near or not self.cores.may_come_near()):
+            if near or not self.cores.may_come_near():
                 return
 
     def figures(self, peer, result):

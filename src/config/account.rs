@@ -184,15 +184,16 @@ impl AccountReader<'_> {
         let trust = table
             .entry("ca")
             .and_then(|entry| self.certificates.trust(&entry, report));
-        let crl = table.entry("crl");
-        if let Some(entry) = &crl
-            && url.as_ref().is_some_and(|url| url.scheme == Scheme::Http)
-        {
-            let message =
-                "does nothing for a url with http://, which shows no certificate; leave it out";
-            report.add_doubt(&entry.place, message);
-        }
-        let revoked = crl.and_then(|entry| self.certificates.revocations(&entry, report));
+        let is_plain = url.as_ref().is_some_and(|url| url.scheme == Scheme::Http);
+        let revoked = table.entry("crl").and_then(|entry| match is_plain {
+            true => {
+                let message = "does nothing for a server that shows no certificate; leave it out, or \
+                               write https:// in its url";
+                report.add_doubt(&entry.place, message);
+                None
+            }
+            false => self.certificates.revocations(&entry, report),
+        });
         let addresses = table
             .entry("address")
             .and_then(|entry| read_addresses(&entry, port, report));

@@ -220,11 +220,10 @@ fn read_lists(path: &Path) -> Result<RevocationLists, String> {
              section"
         ));
     }
-    let mut issuers = HashMap::with_capacity(lists.len());
+    let mut scopes: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::with_capacity(lists.len());
     let mut digest = digest::Context::new(&digest::SHA256);
     for (index, list) in lists.iter().enumerate() {
-        let number = index + 1;
-        let which = format!("list {number} of {} in \"{shown}\"", lists.len());
+        let which = format!("list {} of {} in \"{shown}\"", index + 1, lists.len());
         let parsed = OwnedCertRevocationList::from_der(list).map_err(|error| {
             // As openssl makes it unless its configuration has crl_extensions.
             let is_old = parse_x509_crl(list).is_ok_and(|(_, list)| list.version().is_none());
@@ -238,12 +237,19 @@ fn read_lists(path: &Path) -> Result<RevocationLists, String> {
             }
         })?;
         // A verifier looks at the first that fits, however old.
-        let issuer = CertRevocationList::from(parsed).issuer().to_vec();
-        if let Some(first) = issuers.insert(issuer, number) {
+        let parsed = CertRevocationList::from(parsed);
+        let part = parsed.issuing_distribution_point().map(<[u8]>::to_vec);
+        let overlaps = scopes.iter().position(|(issuer, other)| {
+            issuer == parsed.issuer() && (*other == part || other.is_none() || part.is_none())
+        });
+        if let Some(first) = overlaps {
             return Err(format!(
-                "{which} is of the same authority as list {first}; keep the newer one"
+                "{which} is of the same authority as list {}, for the same certificates, and would not \
+                 be looked at; keep the newer of the two",
+                first + 1
             ));
         }
+        scopes.push((parsed.issuer().to_vec(), part));
         digest.update(list);
     }
     let mut revoked = RevocationLists {

@@ -450,7 +450,7 @@ pub struct Trust {
 pub struct RevocationLists {
     /// The file the lists came from, for messages.
     pub path: PathBuf,
-    /// At least one list; each can be parsed, and is of another authority.
+    /// At least one list; each can be parsed, and no two are for the same certificates.
     pub lists: Vec<CertificateRevocationListDer<'static>>,
     /// SHA-256 over all of them.
     pub digest: [u8; 32],

@@ -37,7 +37,7 @@ pub struct Trusted {
     pub id: TrustId,
     /// It resumes no sessions.
     config: Arc<ClientConfig>,
-    /// Lists are looked at: what a session was made with may have been revoked, or its list have run out.
+    /// Lists are looked at: what a session was made with may have been revoked since.
     has_lists: bool,
 }
 

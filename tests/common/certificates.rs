@@ -10,9 +10,10 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
-    RevokedCertParams, RsaKeySize, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CrlDistributionPoint, CrlIssuingDistributionPoint, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize,
+    SerialNumber, date_time_ymd,
 };
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -135,6 +136,26 @@ impl Authority {
 
     /// A list of those among the certificates it signed that hold no longer, as PEM.
     pub fn revoke(&self, revoked: &[&SerialNumber], validity: Validity) -> String {
+        self.list(revoked, validity, None)
+    }
+
+    /// Likewise, for those alone that name `part` as where their list is.
+    pub fn revoke_part(&self, part: &str) -> String {
+        let part = CrlIssuingDistributionPoint {
+            distribution_point: CrlDistributionPoint {
+                uris: vec![part.to_owned()],
+            },
+            scope: None,
+        };
+        self.list(&[], Validity::Current, Some(part))
+    }
+
+    fn list(
+        &self,
+        revoked: &[&SerialNumber],
+        validity: Validity,
+        part: Option<CrlIssuingDistributionPoint>,
+    ) -> String {
         let end = match validity {
             Validity::Current => 4096,
             Validity::Expired => 2021,
@@ -149,7 +170,7 @@ impl Authority {
             this_update: date_time_ymd(2020, 1, 1),
             next_update: date_time_ymd(end, 1, 1),
             crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
+            issuing_distribution_point: part,
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };

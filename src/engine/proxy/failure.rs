@@ -1,7 +1,7 @@
 //! Everything that can go wrong with an exchange, and what the device sees then
 //! (specification, section 5).
 //!
-//! The token is the same word on the wire (RFC 9209 §2.3), in the log and in the metrics. Sentences
+//! The token is the same word on the wire (RFC 9209 §2.3) and in the log. Sentences
 //! say what to do and never quote what a device or a server sent.
 
 use std::io;
@@ -146,7 +146,7 @@ impl Failure {
         Self::ResponseTimeout,
     ];
 
-    /// Its name in the metrics, which tell apart what one token stands for.
+    /// Its name in the metrics and the log, which tell apart what one token stands for.
     pub fn name(self) -> &'static str {
         match self {
             Self::MalformedHead => "malformed_head",
@@ -204,7 +204,7 @@ impl Failure {
         self.row().status
     }
 
-    /// Error token of `Proxy-Status`, of the log and of the metrics.
+    /// Error token of `Proxy-Status` and of the log.
     pub fn token(self) -> &'static str {
         self.row().token
     }
@@ -286,7 +286,7 @@ impl Failure {
             Self::CertificateRevoked => (502, "tls_certificate_error", Upstream, Keep,
                 "A certificate of the server's has been revoked; give the server a new one."),
             Self::RevocationUnknown => (502, "tls_certificate_error", Upstream, Keep,
-                "No list in force says whether it is revoked; put the newest of each of its authorities into its crl."),
+                "No valid list says whether the server's certificate is revoked; renew the lists in its crl."),
             Self::CertificateUnfit => (502, "tls_certificate_error", Upstream, Keep,
                 "The server's certificate is not for a server, or of an unfit kind; have it made anew."),
             Self::ClientCertificate => (502, "tls_certificate_error", Upstream, Keep,
@@ -393,7 +393,7 @@ impl Failure {
             | Error::ExpiredContext { .. }
             | Error::NotValidYet
             | Error::NotValidYetContext { .. } => Self::CertificateDate,
-            // A stale root of the same name has another key.
+            // Another key signed than the one that is trusted: a stale root's of the same name, say.
             Error::UnknownIssuer | Error::BadSignature => Self::CertificateIssuer,
             Error::Revoked => Self::CertificateRevoked,
             Error::UnknownRevocationStatus

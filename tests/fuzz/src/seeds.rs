@@ -40,7 +40,14 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
     let choices: &[&[u8]] = match target {
         "head" | "chunked" => &[&[0], &[5]],
         "framing" => &[&[1], &[0]],
-        "rewrite" => &[&[0xff >> 3, 0], &[2, 7], &[0x2b, 70]],
+        "rewrite" => &[
+            &[0x1f, 0],
+            &[2, 7],
+            &[0x6b, 70],
+            &[0x3f, 0],
+            &[0x66, 7],
+            &[0xc0, 0],
+        ],
         "answer" => &[
             &[0, 0, 1],
             &[1, 3, 0],
