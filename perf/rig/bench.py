@@ -16,7 +16,7 @@ from .certificates import Certificates
 from .origin import Origin
 from .peers import FLOORS, PEERS, Job
 from .processes import Failed
-from .report import APART
+from .report import APART, least
 from .table import Table, address
 from .wire import ask
 
@@ -79,7 +79,7 @@ class Cores:
     """How far the peer's core and the load's are from each other, as the host has them now."""
 
     def __init__(self):
-        self.least_ns = float("inf")
+        self.seen_ns = []
         self.apart_since = None
 
     def latency_ns(self):
@@ -90,7 +90,7 @@ class Cores:
         except (subprocess.SubprocessError, OSError) as error:
             raise Failed(f"the way between the two cores can't be measured: {error}") from error
         latency = int(done.stdout)
-        self.least_ns = min(self.least_ns, latency)
+        self.seen_ns.append(latency)
         if not self.apart([latency]):
             self.apart_since = None
         elif self.apart_since is None:
@@ -99,7 +99,7 @@ class Cores:
 
     def apart(self, latencies):
         """Whether any of these shows the cores farther apart than they have been seen."""
-        return max(latencies) > APART * self.least_ns
+        return max(latencies) > APART * least(self.seen_ns)
 
     def may_come_near(self):
         """Whether to wait for it: the host may have put them apart for good."""
