@@ -13,7 +13,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{PATIENCE, pace};
+use super::{
+    PATIENCE, pace,
+    sockets::{self, Row},
+};
 
 /// A running server.
 pub struct Server {
@@ -234,15 +237,17 @@ impl Server {
     }
 }
 
-/// Waits until the server accepts connections; `false` if it ends instead.
+/// Waits until the server accepts connections; `false` if it ends instead, or if the port is another's: a
+/// server of another test may have been given the same, and this one may wait for it to be free.
 fn serves(child: &mut Child, address: SocketAddr) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        if TcpStream::connect(address).is_ok() {
-            return true;
+        let listens = |row: &Row| row.local == address && row.state == sockets::LISTEN;
+        if let Some(row) = sockets::all().into_iter().find(listens) {
+            return row.is_of(child.id()) != Some(false) && TcpStream::connect(address).is_ok();
         }
         pace(Duration::from_millis(5));
     }

@@ -23,6 +23,20 @@ pub struct Row {
     pub to_send: usize,
     /// Bytes that nobody has read.
     pub to_read: usize,
+    /// Its number, by which it stands among a process's descriptors.
+    pub inode: u64,
+}
+
+impl Row {
+    /// Whether it is among the descriptors of a process; `None` where these are not for everybody to see.
+    pub fn is_of(&self, process: u32) -> Option<bool> {
+        let name = format!("socket:[{}]", self.inode);
+        let descriptors = fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+        let mut targets = descriptors
+            .flatten()
+            .map(|entry| fs::read_link(entry.path()));
+        Some(targets.any(|target| target.is_ok_and(|target| target.as_os_str() == name.as_str())))
+    }
 }
 
 /// All sockets, of all processes.
@@ -44,6 +58,8 @@ fn row(line: &str) -> Option<Row> {
         state,
         to_send: usize::from_str_radix(to_send, 16).ok()?,
         to_read: usize::from_str_radix(to_read, 16).ok()?,
+        // Behind the timer, the retransmissions, the user and the probes.
+        inode: columns.nth(4)?.parse().ok()?,
     })
 }
 
