@@ -367,7 +367,7 @@ pub const HUB_LIST_BYTES_MAX: u64 = 536_870_912;
 /// Bytes of a file with certificates or a key.
 pub const PEM_BYTES_MAX: u64 = 16_777_216;
 /// Bytes of a file with certificate revocation lists: about eighty thousand revoked certificates. A core
-/// checks the list's signature in every handshake that is not resumed, which takes it some 2 ms then.
+/// checks the signature of a list in every handshake, which takes it some 2 ms then.
 pub const CRL_BYTES_MAX: u64 = 4_194_304;
 /// Bytes of a password file; what counts in the end is the rendered login.
 pub const PASSWORD_FILE_BYTES_MAX: u64 = 4_096;

@@ -105,7 +105,7 @@ impl<'f> Certificates<'f> {
             .ok()
             .map(Arc::new);
         for message in read.iter().flat_map(|revoked| overdue(revoked)) {
-            // Likewise: what its authority forgot costs that server alone.
+            // What one authority forgot must not keep a gateway from starting.
             report.add_doubt(&crl.place, message);
         }
         self.revocations.insert(path, read.clone());

@@ -1,8 +1,8 @@
 //! Everything that can go wrong with an exchange, and what the device sees then
 //! (specification, section 5).
 //!
-//! The token is the same word on the wire (RFC 9209 §2.3) and in the log. Sentences
-//! say what to do and never quote what a device or a server sent.
+//! The token is the same word on the wire (RFC 9209 §2.3) and in the log. Sentences say what to do
+//! and never quote what a device or a server sent.
 
 use std::io;
 
@@ -497,7 +497,10 @@ mod tests {
         assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())));
         assert!(head.contains("\r\nConnection: close\r\n"));
         let date = String::from_utf8(date().to_vec()).expect("ASCII");
-        assert!(head.ends_with(date.trim_end()), "{head}");
+        assert!(
+            head.ends_with(&format!("\r\n{}", date.trim_end())),
+            "{head}"
+        );
     }
 
     #[test]
