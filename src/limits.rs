@@ -158,8 +158,8 @@ pub const PARKED_FULL_BYTES: usize = PARKED_BYTES - 64;
 /// of an exchange holds one at most, and only after a receive filled a small buffer. What it sends is one
 /// packet of the largest that the kernel builds (64 KiB with its headers); 65,536 would leave a short one.
 pub const RELAY_BYTES_DEFAULT: usize = 61_440;
-/// Bytes of a relay buffer if no flag says, where the server's side is TLS: as many whole records as one
-/// receive of a fast body brings, so that they go on by one send.
+/// Bytes of a relay buffer if no flag says, where the server's side is TLS and a body's first megabyte is over:
+/// as many whole records as one receive of a fast body brings, so that they go on by one send.
 pub const TLS_RELAY_BYTES_DEFAULT: usize =
     BATCH_BYTES / TLS_WIRE_RECORD_BYTES_MAX * TLS_RECORD_BYTES;
 /// Bytes of the smallest relay buffer.
@@ -292,9 +292,9 @@ pub const PIPE_BYTES: usize = 262_144;
 /// Bytes of a piece that leaves as one packet, where a segment is not longer (on the loopback it is). Inside of
 /// splice(2) a send takes 16 pages: the 17 that 64 KiB touch take two, and a short packet follows the first.
 pub const SPLICE_PACKET_BYTES: usize = 49_152;
-/// Bytes of one body that are moved by such pieces, before they get as long as a pipe; uploads of 64 MiB that
-/// go that way to their end cost more (`perf/README.md`).
-pub const SPLICE_BY_PACKETS_BYTES: usize = 1 << 20;
+/// Bytes of one body that are moved by pieces of a packet, before they get as long as a pipe or as the larger
+/// buffers; uploads of 64 MiB that go that way to their end cost more (`perf/README.md`).
+pub const BY_PACKETS_BYTES: usize = 1 << 20;
 /// Bytes of one body that are moved before others have their turn on the same core, if neither
 /// socket ever stands in its way: 0.7 ms at 12 GB/s. Turns of one megabyte cost four such bodies 30
 /// to 45% more CPU a byte, those of eight nothing.

@@ -284,7 +284,8 @@ fn both_versions_carry_bodies_of_any_size() {
 
 #[test]
 fn a_server_may_renew_the_keys_amid_bodies_both_ways() {
-    const PIECE: usize = 50_000;
+    // Beyond the first megabyte, behind which the gateway's pieces are larger.
+    const PIECE: usize = 150_000;
     const PIECES: usize = 20;
     let authority = Authority::new("Known CA");
     let leaf = authority.server(&["127.0.0.1"], Validity::Current);
@@ -314,6 +315,56 @@ fn a_server_may_renew_the_keys_amid_bodies_both_ways() {
         let answer = device.ask([head.as_bytes(), &body].concat());
         assert_eq!(answer.status(), 200);
         assert!(answer.body == body, "it came back changed");
+    }
+    assert_eq!(upstream.connections(), 1);
+    gateway.stop();
+}
+
+#[test]
+fn a_long_body_comes_back_whole_in_both_framings() {
+    let authority = Authority::new("Known CA");
+    let leaf = authority.server(&["127.0.0.1"], Validity::Current);
+    let upstream = Upstream::start_tls(Authority::server_config(&leaf, None), |conversation| {
+        while let Some(request) = conversation.request()? {
+            match request.field("Transfer-Encoding") {
+                None => conversation.answer(request.body)?,
+                Some(_) => {
+                    conversation.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+                    for piece in request.body.chunks(70_001) {
+                        conversation.write(format!("{:x}\r\n", piece.len()))?;
+                        conversation.write([piece, b"\r\n"].concat())?;
+                    }
+                    conversation.write("0\r\n\r\n")?;
+                }
+            }
+        }
+        Ok(())
+    });
+    let gateway = gateway(&upstream, &authority);
+    let mut device = device::Device::connect("127.0.0.7", gateway.address());
+    let body: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let head = "POST / HTTP/1.1\r\nHost: m2u\r\n";
+    for _ in 0..2 {
+        device.send(format!("{head}Content-Length: {}\r\n\r\n", body.len()));
+        device.send(&body);
+        let answer = device.receive();
+        assert!(
+            answer.body == body,
+            "{} bytes came changed",
+            answer.body.len()
+        );
+
+        device.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n"));
+        for piece in body.chunks(50_003) {
+            device.send([format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat());
+        }
+        device.send("0\r\n\r\n");
+        let answer = device.receive();
+        assert!(
+            answer.body == body,
+            "{} bytes came changed",
+            answer.body.len()
+        );
     }
     assert_eq!(upstream.connections(), 1);
     gateway.stop();

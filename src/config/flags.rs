@@ -72,7 +72,7 @@ pub struct Overrides {
     pub defer_taskrun: Option<Switch>,
 
     /// Bytes of a relay buffer, which one receive of a body takes at most, 4096 to 1048576
-    /// [default: 61440, and 114688 where the server's side is TLS]
+    /// [default: 61440, and 114688 where the server's side is TLS and a megabyte of the body is past]
     #[arg(long, value_name = "BYTES", value_parser = relay_bytes, help_heading = "Tuning")]
     pub relay_bytes: Option<usize>,
 

@@ -484,7 +484,7 @@ pub struct Tuning {
     pub defer_taskrun: bool,
     /// Bytes of a relay buffer.
     pub relay_bytes: usize,
-    /// Bytes of a relay buffer where the server's side is TLS.
+    /// Bytes of a relay buffer where the server's side is TLS and a body's first megabyte is over.
     pub tls_relay_bytes: usize,
     /// Bytes of a plain body still to come from which on it is moved inside the kernel.
     pub splice_bytes: u64,

@@ -6,7 +6,10 @@
 use std::cell::RefCell;
 
 use super::net::stream::Wire;
-use crate::{config::settings::Tuning, limits};
+use crate::{
+    config::settings::Tuning,
+    limits::{self, TLS_RECORD_BYTES},
+};
 
 /// Spare buffers of three sizes: one to park a silent connection on, and two to move bodies with.
 #[derive(Debug)]
@@ -89,17 +92,19 @@ impl Buffers {
         }
     }
 
-    fn relay(&self, wire: Wire) -> &Relay {
+    /// The buffers for what comes of a body behind its first `taken` bytes, where the server's side is `wire`.
+    fn relay(&self, wire: Wire, taken: u64) -> &Relay {
+        let is_long = taken >= limits::BY_PACKETS_BYTES as u64;
         match wire {
-            Wire::Tls if self.tls.capacity != self.plain.capacity => &self.tls,
+            Wire::Tls if is_long && self.tls.capacity != self.plain.capacity => &self.tls,
             // Of one size are all of one kind: they come back by their size.
             _ => &self.plain,
         }
     }
 
-    /// Body bytes that one receive takes at most, where the server's side is `wire`.
-    pub fn relay_bytes(&self, wire: Wire) -> usize {
-        self.relay(wire).bytes
+    /// Bytes that one receive takes at most of a head, and of the body that comes with it.
+    pub fn head_room(&self) -> usize {
+        self.plain.bytes
     }
 
     /// An empty buffer for a connection that waits for a request.
@@ -116,9 +121,31 @@ impl Buffers {
     /// An empty buffer in place of `buffer`, for the next receive of a connection of which the last
     /// one brought `received` bytes: small until a small one was filled, so that whoever trickles
     /// holds little; at most one receive more for a whole body.
-    pub fn refit(&self, mut buffer: Vec<u8>, received: usize, wire: Wire) -> Vec<u8> {
+    pub fn refit(&self, buffer: Vec<u8>, received: usize) -> Vec<u8> {
+        self.refit_from(&self.plain, buffer, received)
+    }
+
+    /// The same for what comes of a body behind its first `taken` bytes, where the server's side is `wire`, and
+    /// how many bytes the receive takes at most: of TLS whole records, if one fits.
+    pub fn refit_for_body(
+        &self,
+        buffer: Vec<u8>,
+        received: usize,
+        wire: Wire,
+        taken: u64,
+    ) -> (Vec<u8>, usize) {
+        let relay = self.relay(wire, taken);
+        let bytes = match wire {
+            Wire::Tls if relay.bytes > TLS_RECORD_BYTES => {
+                relay.bytes - relay.bytes % TLS_RECORD_BYTES
+            }
+            _ => relay.bytes,
+        };
+        (self.refit_from(relay, buffer, received), bytes)
+    }
+
+    fn refit_from(&self, relay: &Relay, mut buffer: Vec<u8>, received: usize) -> Vec<u8> {
         let is_brisk = received >= limits::PARKED_FULL_BYTES;
-        let relay = self.relay(wire);
         let capacity = match is_brisk {
             true => relay.capacity,
             false => limits::PARKED_BYTES,
@@ -184,14 +211,14 @@ mod tests {
     #[test]
     fn a_buffer_is_large_only_after_a_small_one_was_filled() {
         let buffers = Buffers::new(&Tuning::default(), 16_384);
-        let capacity = |received| buffers.refit(Vec::new(), received, Wire::Plain).capacity();
+        let capacity = |received| buffers.refit(Vec::new(), received).capacity();
         assert_eq!(capacity(0), limits::PARKED_BYTES);
         assert_eq!(
             capacity(limits::PARKED_FULL_BYTES - 1),
             limits::PARKED_BYTES
         );
         assert!(capacity(limits::PARKED_FULL_BYTES) > limits::RELAY_BYTES_DEFAULT);
-        let small = buffers.refit(buffers.take_relay(), 1, Wire::Plain);
+        let small = buffers.refit(buffers.take_relay(), 1);
         assert_eq!(small.capacity(), limits::PARKED_BYTES);
         assert_eq!(buffers.plain.spares.borrow().buffers.len(), 1);
         let full = vec![b'x'; limits::PARKED_BYTES];
@@ -219,27 +246,62 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_tls_moves_by_buffers_of_its_own_size_which_are_used_again() {
+    fn a_long_body_of_tls_moves_by_buffers_of_its_own_size_which_are_used_again() {
         let plain = limits::RELAY_BYTES_DEFAULT;
+        let long = limits::BY_PACKETS_BYTES as u64;
         for (tls, spares) in [(limits::TLS_RELAY_BYTES_DEFAULT, 1), (plain, 0)] {
             let tuning = Tuning {
                 tls_relay_bytes: tls,
                 ..Tuning::default()
             };
             let buffers = Buffers::new(&tuning, 16_384);
-            let brisk = limits::PARKED_FULL_BYTES;
-            let buffer = buffers.refit(Vec::new(), brisk, Wire::Tls);
+            let refit = |buffer| {
+                let brisk = limits::PARKED_FULL_BYTES;
+                buffers.refit_for_body(buffer, brisk, Wire::Tls, long).0
+            };
+            let buffer = refit(Vec::new());
             let address = buffer.as_ptr();
-            assert!(buffer.capacity() > tls && buffers.relay_bytes(Wire::Tls) == tls);
+            assert!(buffer.capacity() > tls);
             // It stays in use for as long as the body is brisk.
-            let buffer = buffers.refit(buffer, brisk, Wire::Tls);
+            let buffer = refit(buffer);
             assert_eq!(buffer.as_ptr(), address);
             buffers.put(buffer);
             assert_eq!(buffers.tls.spares.borrow().buffers.len(), spares);
-            let again = buffers.refit(Vec::new(), brisk, Wire::Tls);
+            let again = refit(Vec::new());
             assert_eq!(again.as_ptr(), address);
             let other = buffers.take_relay();
             assert_ne!(other.as_ptr(), address);
+        }
+    }
+
+    #[test]
+    fn a_body_of_tls_moves_by_whole_records_and_by_few_until_it_is_a_long_one() {
+        let long = limits::BY_PACKETS_BYTES as u64;
+        let default = Tuning::default();
+        let (three, seven) = (3 * TLS_RECORD_BYTES, 7 * TLS_RECORD_BYTES);
+        for (bytes, wire, at_first, then) in [
+            (None, Wire::Tls, three, seven),
+            (None, Wire::Plain, default.relay_bytes, default.relay_bytes),
+            (
+                Some(40_000),
+                Wire::Tls,
+                2 * TLS_RECORD_BYTES,
+                2 * TLS_RECORD_BYTES,
+            ),
+            (Some(4_096), Wire::Tls, 4_096, 4_096),
+        ] {
+            let tuning = Tuning {
+                relay_bytes: bytes.unwrap_or(default.relay_bytes),
+                tls_relay_bytes: bytes.unwrap_or(default.tls_relay_bytes),
+                ..Tuning::default()
+            };
+            let buffers = Buffers::new(&tuning, 16_384);
+            let brisk = limits::PARKED_FULL_BYTES;
+            for (taken, most) in [(0, at_first), (long - 1, at_first), (long, then)] {
+                let (buffer, bytes) = buffers.refit_for_body(Vec::new(), brisk, wire, taken);
+                assert_eq!(bytes, most, "{taken} bytes taken");
+                assert!(buffer.capacity() >= bytes);
+            }
         }
     }
 }

@@ -281,7 +281,7 @@ fn tuning(out: &mut String, tuning: &Tuning) {
     };
     let relay_bytes = match (tuning.relay_bytes, tuning.tls_relay_bytes) {
         (plain, tls) if plain == tls => plain.to_string(),
-        (plain, tls) => format!("{plain}, with TLS {tls}"),
+        (plain, tls) => format!("{plain}, with TLS {tls} after a megabyte"),
     };
     out.push_str("# Tuning, which flags set:\n");
     for (flag, value) in [

@@ -122,7 +122,7 @@ impl Splice {
             held: 0,
             turn: 0,
             packet: segment.clamp(limits::SPLICE_PACKET_BYTES, limits::PIPE_BYTES),
-            by_packets: limits::SPLICE_BY_PACKETS_BYTES,
+            by_packets: limits::BY_PACKETS_BYTES,
             source,
             sink,
             _busy: busy,
@@ -377,7 +377,7 @@ mod tests {
             let splice = Splice::begin(&pipes, source.share(), sink.share());
             let mut splice = splice.expect("descriptors are left");
             let packet = splice.packet;
-            let short = limits::SPLICE_BY_PACKETS_BYTES.next_multiple_of(packet);
+            let short = limits::BY_PACKETS_BYTES.next_multiple_of(packet);
             let body = short + 2 * packet;
             let server = thread::spawn(move || server.write_all(&vec![b'x'; body]));
             let device = thread::spawn(move || device.read_exact(&mut vec![0; body]));

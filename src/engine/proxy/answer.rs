@@ -25,7 +25,7 @@ use crate::{
             deadline::{Cut, Watch},
             pace::Pace,
             pipe::Splice,
-            stream::{Reader, SocketWriter, StreamError, Wire},
+            stream::{Reader, SocketWriter, StreamError},
             sys::Side,
         },
         shard::Shard,
@@ -217,7 +217,7 @@ impl<'a> Answer<'a> {
             }
             let due = self.flow.response_due.get();
             // No more than what fits the outbox behind the head that is written anew.
-            let room = self.shard.buffers.relay_bytes(Wire::Plain);
+            let room = self.shard.buffers.head_room();
             let (result, buffer) = self.upstream.read(buffer, room, due).await;
             self.received = buffer;
             let error = match result {
@@ -248,7 +248,7 @@ impl<'a> Answer<'a> {
         }
         let buffers = &self.shard.buffers;
         let buffer = buffers.enlarge(std::mem::take(&mut self.received));
-        let room = buffers.relay_bytes(Wire::Plain) - buffer.len();
+        let room = buffers.head_room() - buffer.len();
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         // With bytes there it meets neither an end nor an error.
         let (result, buffer) = self.upstream.read(buffer, room, due).await;
@@ -473,8 +473,8 @@ impl<'a> Answer<'a> {
     ) -> (Option<Framed>, Vec<u8>) {
         let buffers = &self.shard.buffers;
         let wire = self.upstream.wire();
-        let mut buffer = buffers.refit(buffer, self.last, wire);
-        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes(wire));
+        let (mut buffer, most) = buffers.refit_for_body(buffer, self.last, wire, intake.taken());
+        let room = relay::make_room(&mut buffer).min(most);
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         if self.last < limits::PARKED_FULL_BYTES {
             self.upstream_watch.acknowledge();

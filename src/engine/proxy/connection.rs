@@ -23,10 +23,7 @@ use crate::{
             head::{self, Persist},
             proxy_protocol::{self, Parsed},
         },
-        net::{
-            deadline::Due,
-            stream::{StreamError, Wire},
-        },
+        net::{deadline::Due, stream::StreamError},
         shard::Shard,
     },
     limits,
@@ -420,8 +417,8 @@ impl Device {
         let place = is_brisk.then(|| shard.begin_large_wait()).flatten();
         let expected = if place.is_some() { self.last } else { 0 };
         let buffer = std::mem::take(&mut self.inbox);
-        let buffer = shard.buffers.refit(buffer, expected, Wire::Plain);
-        let room = shard.buffers.relay_bytes(Wire::Plain);
+        let buffer = shard.buffers.refit(buffer, expected);
+        let room = shard.buffers.head_room();
         let (result, buffer) = self.reader.read_first(buffer, room, due).await;
         drop(place);
         self.inbox = buffer;
@@ -453,7 +450,7 @@ impl Device {
             return;
         }
         let buffer = shard.buffers.enlarge(std::mem::take(&mut self.inbox));
-        let room = shard.buffers.relay_bytes(Wire::Plain) - buffer.len();
+        let room = shard.buffers.head_room() - buffer.len();
         let due = shard.deadlines.due_in(shard.timeouts.body);
         // With bytes there it meets neither an end nor an error.
         let (_, buffer) = self.reader.read(buffer, room, due).await;

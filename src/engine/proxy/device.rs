@@ -19,7 +19,7 @@ use crate::{
         http1::head::Persist,
         net::{
             deadline::Watch,
-            stream::{self, Resting, SocketReader, SocketWriter, Wire, WriteError},
+            stream::{self, Resting, SocketReader, SocketWriter, WriteError},
             sys::Side,
         },
         shard::Shard,
@@ -253,7 +253,7 @@ impl Device {
         let mut last = 0;
         while !shard.deadlines.is_past(end) {
             let buffer = std::mem::take(&mut self.inbox);
-            let buffer = shard.buffers.refit(buffer, last, Wire::Plain);
+            let buffer = shard.buffers.refit(buffer, last);
             let due = shard.deadlines.due_in(limits::LINGER);
             let (result, buffer) = self.reader.read_idle(buffer, usize::MAX, due).await;
             self.inbox = buffer;

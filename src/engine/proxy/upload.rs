@@ -122,8 +122,9 @@ impl Upload<'_> {
     async fn relay_piece(&mut self, buffer: Vec<u8>) -> Vec<u8> {
         let buffers = &self.shard.buffers;
         let wire = self.upstream.wire();
-        let mut buffer = buffers.refit(buffer, self.last, wire);
-        let room = relay::make_room(&mut buffer).min(buffers.relay_bytes(wire));
+        let (mut buffer, most) =
+            buffers.refit_for_body(buffer, self.last, wire, self.intake.taken());
+        let room = relay::make_room(&mut buffer).min(most);
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         if self.last < limits::PARKED_FULL_BYTES {
             self.device.acknowledge();
