@@ -13,7 +13,7 @@ use std::{
 use criterion::{Criterion, criterion_group, criterion_main};
 use ipnet::IpNet;
 use m2u::{
-    config::settings::{OnFailure, Scheme, Slot, Timeouts},
+    config::settings::{OnFailure, Scheme, ServerLimits, Slot, Timeouts},
     snapshot::{
         Snapshot,
         identity::{Change, Identity, IdentityTable},
@@ -153,7 +153,7 @@ fn route(account: u32, port: u16) -> Route {
         authorization: None,
         on_failure: OnFailure::Respond,
         timeouts: Timeouts::default(),
-        body_bytes_max: u64::MAX,
+        limits: ServerLimits::default(),
     }
 }
 

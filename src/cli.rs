@@ -72,8 +72,8 @@ Signals:
                     servers, certificates and domain take effect. Requests under way end as they
                     began; idle connections of an address that is another device's now are closed.
                     What listens and what is sized at start (listen, dns.listen, access_log, leases,
-                    limits but body_bytes, timeouts.head and keepalive) needs a restart; m2u says so
-                    if it changed
+                    limits but body_bytes and pool_per_server, timeouts.head and keepalive) needs a
+                    restart; m2u says so if it changed
   SIGUSR1           print one line of counts
 
 m2u is ready when it prints \"m2u: ready\" on standard error, one line after the addresses that it

@@ -26,8 +26,11 @@ pub struct Demand {
 impl Demand {
     /// What a gateway with these settings needs on so many cores.
     pub fn of(settings: &Settings, cores: usize) -> Self {
-        let servers = settings.inventory().servers;
-        let pooled = servers.saturating_mul(settings.limits.pool_per_server);
+        let servers = settings
+            .accounts
+            .iter()
+            .flat_map(|account| &account.servers);
+        let pooled = servers.map(|server| server.limits.pool_per_server).sum();
         Self {
             connections: settings.limits.connections,
             cores,

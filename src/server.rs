@@ -519,10 +519,6 @@ impl Started {
                 "limits.connections_per_address",
                 old.connections_per_address != new.connections_per_address,
             ),
-            (
-                "limits.pool_per_server",
-                old.pool_per_server != new.pool_per_server,
-            ),
             ("access_log", self.access_log != settings.access_log),
             ("leases", self.leases != settings.leases),
             ("dns.listen", self.dns_listen != dns_listen(settings)),

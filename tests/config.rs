@@ -62,11 +62,12 @@ fn the_settings_are_what_the_example_says() {
     );
     assert_eq!(first.timeouts.connect, Duration::from_millis(250));
     assert_eq!(first.timeouts.body, Duration::from_secs(30));
-    assert_eq!(first.body_bytes, 1_048_576);
+    assert_eq!(first.limits.body_bytes, 1_048_576);
+    assert_eq!(first.limits.pool_per_server, 32);
     assert_eq!(second.slot.number(), 3);
     assert_eq!(second.url.to_string(), "http://10.0.0.9:8080");
     assert_eq!(second.login.as_ref().unwrap().password, SECRET);
-    assert_eq!(second.body_bytes, 104_857_600);
+    assert_eq!(second.limits.body_bytes, 104_857_600);
 
     let own = first.client_certificate.as_ref().unwrap();
     assert_eq!(own.path, folder.path("acme.pem"));
@@ -373,6 +374,16 @@ fn each_mistake_alone_is_named() {
             "{ drain = \"250ms\",",
             "account[0].server[0].timeouts.drain: applies to the whole gateway; write it under \
             [timeouts]",
+        ),
+        (
+            "{ body_bytes = 1048576 }",
+            "{ body_bytes = 1048576, pool_per_server = 4097 }",
+            "account[0].server[0].limits.pool_per_server: 4097 is out of range",
+        ),
+        (
+            "{ body_bytes = 1048576 }",
+            "{ body_bytes = 1048576, fields = 50 }",
+            "account[0].server[0].limits.fields: applies to the whole gateway; write it under [limits]",
         ),
         (
             "{ body_bytes = 1048576 }",

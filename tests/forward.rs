@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use common::{
     device,
-    gateway::{Gateway, PREAMBLE, account, acme, server},
+    gateway::{Gateway, account, acme, believing, listening, server},
     upstream::Upstream,
     wire::Message,
 };
@@ -259,11 +259,7 @@ fn the_host_names_the_slot_in_every_spelling() {
 fn a_listener_may_have_a_slot_for_requests_that_name_none() {
     let (first, second) = (Upstream::echo(), Upstream::echo());
     let servers = server("m2u", &first.url()) + &server("m2u2", &second.url());
-    let preamble = PREAMBLE.replacen(
-        "[\"127.0.0.1:0\"]",
-        "[\"127.0.0.1:0\", { address = \"127.0.0.2:0\", slot = \"m2u2\" }]",
-        1,
-    );
+    let preamble = listening("\"127.0.0.1:0\", { address = \"127.0.0.2:0\", slot = \"m2u2\" }");
     let gateway = Gateway::start(&format!(
         "{preamble}{}",
         account("acme", &servers, &DEVICES)
@@ -327,11 +323,7 @@ fn hop_by_hop_fields_and_forwarding_claims_go_and_all_others_stay_as_they_are() 
 #[test]
 fn the_address_that_speaks_is_told_where_the_server_asks_for_it() {
     let upstream = Upstream::echo();
-    let preamble = PREAMBLE.replacen(
-        "[\"127.0.0.1:0\"]",
-        "[{ address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.1/32\"] }]",
-        1,
-    );
+    let preamble = listening(&believing("127.0.9.1/32"));
     let told = server("m2u", &upstream.url()) + "forwarded = true\n";
     let servers = told + &server("m2u2", &upstream.url());
     let devices = [("press-07", PRESS), ("press-08", "fd00::8")];
@@ -443,7 +435,7 @@ fn every_method_passes_with_its_name() {
 #[test]
 fn a_v4_device_is_known_on_a_v6_listener() {
     let upstream = Upstream::echo();
-    let preamble = PREAMBLE.replacen("127.0.0.1:0", "[::]:0", 1);
+    let preamble = listening("\"[::]:0\"");
     let devices = [("press-07", "127.0.0.7"), ("press-v6", "::1")];
     let accounts = account("acme", &server("m2u", &upstream.url()), &devices);
     let gateway = Gateway::start(&format!("{preamble}{accounts}"));

@@ -28,7 +28,7 @@ use common::{
     pace, wire,
 };
 use m2u::{
-    config::settings::Slot,
+    config::settings::{ServerLimits, Slot},
     engine::Engine,
     limits::PARKED_BYTES,
     snapshot::route::{Route, Secret, Stamp, Upstream},
@@ -281,7 +281,10 @@ fn routes(address: SocketAddr) -> Vec<Route> {
             ..plain(b"m2u5")
         },
         Route {
-            body_bytes_max: 8,
+            limits: ServerLimits {
+                body_bytes: 8,
+                ..ServerLimits::default()
+            },
             ..plain(b"m2u6")
         },
     ]

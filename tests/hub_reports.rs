@@ -18,7 +18,7 @@ use std::{
 };
 
 use common::{
-    gateway::{Gateway, PREAMBLE},
+    gateway::{Gateway, PREAMBLE, believing, listening},
     leases::{connect, fleet, whose},
     upstream::Upstream,
     wait_until,
@@ -187,11 +187,11 @@ fn a_client_that_could_speak_as_any_other_is_told_of_and_not_served() {
     let socket = folder.path().join("north.sock");
     let hub = Hub::listen(UnixListener::bind(&socket).unwrap());
     let devices = fleet("acme", &upstream.url(), &["press-07", "press-08"]);
-    let north = "[\"127.0.0.1:0\", { address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.0/24\"] }]";
+    let listeners = format!("\"127.0.0.1:0\", {}", believing("127.0.9.0/24"));
     let gateway = Gateway::start(&format!(
         "{}[leases]\n[[openvpn]]\nhub = \"north\"\nmanagement = \"{}\"\npoll = \"1s\"\n\
          pattern = \"{{account}}.{{device}}\"\n{devices}",
-        PREAMBLE.replacen("[\"127.0.0.1:0\"]", north, 1),
+        listening(&listeners),
         socket.display(),
     ));
     let whose = |address| whose(address, gateway.address());
@@ -233,8 +233,7 @@ fn hourly(folder: &Path, names: &[&str]) -> String {
     let listen = names
         .iter()
         .map(|name| format!("{{ address = \"127.0.0.1:0\", scope = \"{name}\" }}"));
-    let listen = format!("[{}]", listen.collect::<Vec<_>>().join(", "));
-    let preamble = PREAMBLE.replacen("[\"127.0.0.1:0\"]", &listen, 1);
+    let preamble = listening(&listen.collect::<Vec<_>>().join(", "));
     let hubs: String = hubs.collect();
     format!("{preamble}[leases]\nsocket = \"feed.sock\"\n{hubs}")
 }

@@ -16,7 +16,7 @@ use std::{
 use common::{
     device::Device,
     feed::Feed,
-    gateway::{Gateway, PREAMBLE},
+    gateway::{Gateway, PREAMBLE, believing, listening},
     upstream::Upstream,
     wait_until,
 };
@@ -28,11 +28,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 
 /// Two devices without an address of their own, `press` and `mill`.
 fn configuration(url: &str) -> String {
-    let preamble = PREAMBLE.replacen(
-        "[\"127.0.0.1:0\"]",
-        "[\"127.0.0.1:0\", { address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.0/24\"] }]",
-        1,
-    );
+    let preamble = listening(&format!("\"127.0.0.1:0\", {}", believing("127.0.9.0/24")));
     format!(
         "leases = {{ socket = \"feed.sock\" }}\n{preamble}\
          [[account]]\nref = \"acme\"\n[[account.server]]\nurl = \"{url}\"\n\

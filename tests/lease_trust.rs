@@ -14,7 +14,7 @@ use std::{
 
 use common::{
     feed::Feed,
-    gateway::{Gateway, PREAMBLE, command},
+    gateway::{Gateway, PREAMBLE, command, listening},
     leases::{self, connect, fleet, whose},
     upstream::Upstream,
     wait_until,
@@ -280,11 +280,10 @@ fn is_south(feed: &mut Feed) {
 
 /// A preamble with a second listener, of the scope `north`, that believes whoever connects from there.
 fn believing(network: &str) -> String {
-    let north = format!(
-        "[\"127.0.0.1:0\", {{ address = \"127.0.0.1:0\", scope = \"north\", \
-         proxy_protocol_from = [\"{network}\"] }}]"
-    );
-    PREAMBLE.replacen("[\"127.0.0.1:0\"]", &north, 1)
+    listening(&format!(
+        "\"127.0.0.1:0\", {{ address = \"127.0.0.1:0\", scope = \"north\", \
+         proxy_protocol_from = [\"{network}\"] }}"
+    ))
 }
 
 #[test]

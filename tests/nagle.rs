@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{
     certificates::{Authority, Validity, quoted},
     device::Device,
-    gateway::{Gateway, PREAMBLE, account, acme, server},
+    gateway::{Gateway, PREAMBLE, account, acme, believing, listening, server},
     upstream::{Conversation, Step, Upstream},
 };
 
@@ -141,11 +141,7 @@ fn a_request_in_pieces_waits_for_no_delayed_acknowledgement() {
 #[test]
 fn nor_does_what_follows_a_proxy_protocol_header() {
     let upstream = Upstream::start(answer);
-    let preamble = PREAMBLE.replacen(
-        "[\"127.0.0.1:0\"]",
-        "[{ address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.0/24\"] }]",
-        1,
-    );
+    let preamble = listening(&believing("127.0.9.0/24"));
     let gateway = Gateway::start(&format!("{preamble}{}", acme(&upstream.url())));
     const HEADER: &str = "PROXY TCP4 127.0.0.7 127.0.0.1 12345 80\r\n";
     let requests: &[&[Act<'_>]] = &[

@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     device::Device,
-    gateway::{Gateway, PREAMBLE, acme},
+    gateway::{Gateway, acme, believing, listening},
     upstream::Upstream,
 };
 
@@ -17,11 +17,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: m2u\r\n\r\n";
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 fn gateway(upstream: &Upstream, tables: &str) -> Gateway {
-    let preamble = PREAMBLE.replacen(
-        "[\"127.0.0.1:0\"]",
-        "[{ address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.9.0/24\"] }]",
-        1,
-    );
+    let preamble = listening(&believing("127.0.9.0/24"));
     Gateway::start(&format!("{preamble}{tables}{}", acme(&upstream.url())))
 }
 
@@ -74,11 +70,7 @@ fn a_listed_peer_speaks_for_a_device_at_every_cut() {
 #[test]
 fn a_listed_peer_may_speak_for_itself() {
     let upstream = Upstream::echo();
-    let preamble = PREAMBLE.replacen(
-        "[\"127.0.0.1:0\"]",
-        "[{ address = \"127.0.0.1:0\", proxy_protocol_from = [\"127.0.0.7/32\"] }]",
-        1,
-    );
+    let preamble = listening(&believing("127.0.0.7/32"));
     let gateway = Gateway::start(&format!("{preamble}{}", acme(&upstream.url())));
     let v4 = [127, 0, 0, 8, 127, 0, 0, 1, 0x30, 0x39, 0, 80];
     for header in [

@@ -425,6 +425,54 @@ fn idle_connections_are_bounded_for_each_server() {
 }
 
 #[test]
+fn a_server_may_have_a_bound_of_its_own_which_a_reload_changes() {
+    let upstream = Upstream::echo();
+    let address = format!("address = [\"{}\"]\n", upstream.address);
+    let accounts = |bounds: [usize; 2]| {
+        let servers = ["m2u", "m2u2"].into_iter().zip(bounds);
+        let servers = servers.map(|(slot, bound)| {
+            let limits = format!("limits = {{ pool_per_server = {bound} }}\n");
+            server(slot, &format!("http://{slot}.example")) + &address + &limits
+        });
+        account("acme", &servers.collect::<String>(), &[("press-07", PRESS)])
+    };
+    let mut gateway = gateway("", &accounts([0, 1]), &[]);
+    let ask = |gateway: &Gateway, slot: &str| {
+        let before = upstream.requests().len();
+        let answer = device::ask(PRESS, gateway.address(), GET.replace("m2u", slot));
+        assert_eq!(answer.status(), 200);
+        let told = upstream.requests().remove(before);
+        told.field("Connection").map(str::to_owned)
+    };
+    let close = Some("close".to_owned());
+    for _ in 0..2 {
+        assert_eq!(
+            [ask(&gateway, "m2u"), ask(&gateway, "m2u2")],
+            [close.clone(), None]
+        );
+    }
+    assert_eq!(
+        upstream.connections(),
+        3,
+        "two, and one that was used again"
+    );
+
+    let text = format!("{PREAMBLE}{}", accounts([1, 0]));
+    fs::write(gateway.path("m2u.toml"), text).unwrap();
+    gateway.signal("HUP");
+    gateway.wait_for_log("m2u: reloaded");
+    for _ in 0..2 {
+        assert_eq!(
+            [ask(&gateway, "m2u"), ask(&gateway, "m2u2")],
+            [None, close.clone()]
+        );
+    }
+    // The second server's one that was kept carried one request more.
+    assert_eq!(upstream.connections(), 5);
+    gateway.stop();
+}
+
+#[test]
 fn idle_connections_are_bounded_in_all() {
     let flags = ["--pool-per-core", "2"];
     keeps("", &flags, &["m2u", "m2u2", "m2u3"], 2);

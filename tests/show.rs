@@ -49,7 +49,7 @@ forwarded = true
 on_failure = "close"
 address = ["203.0.113.7:8443"]
 timeouts = { response = "2m" }
-limits = { body_bytes = 1048576 }
+limits = { body_bytes = 1048576, pool_per_server = 7 }
 
 [[account.server]]
 slot = "m2u3"
@@ -185,7 +185,7 @@ fn every_setting_is_shown_with_its_value() {
         on_failure = "close"
         address = ["203.0.113.7:8443"]
         timeouts = { body = "30s", connect = "250ms", response = "2m", pool = "1m" }
-        limits = { body_bytes = 1048576 }
+        limits = { body_bytes = 1048576, pool_per_server = 7 }
         [[account.server]]
         slot = "m2u3"
         url = "http://10.0.0.9:8080"
@@ -195,7 +195,7 @@ fn every_setting_is_shown_with_its_value() {
         forwarded = false
         on_failure = "respond"
         timeouts = { body = "30s", connect = "250ms", response = "30s", pool = "1m" }
-        limits = { body_bytes = 104857600 }
+        limits = { body_bytes = 104857600, pool_per_server = 32 }
         [[account.device]]
         name = "press-07"
         serial = "1932-0069-24"
@@ -214,7 +214,7 @@ fn every_setting_is_shown_with_its_value() {
         forwarded = false
         on_failure = "respond"
         timeouts = { body = "30s", connect = "250ms", response = "30s", pool = "1m" }
-        limits = { body_bytes = 104857600 }
+        limits = { body_bytes = 104857600, pool_per_server = 32 }
         [[account.device]]
         name = "mill-1"
         serial = "2001-0001-24"

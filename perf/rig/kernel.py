@@ -21,6 +21,14 @@ CALLS = (
     "ppoll futex setsockopt getsockopt fcntl ioctl shutdown close socket connect accept4 splice "
     "mmap munmap madvise timerfd_settime"
 ).split() + (["epoll_wait", "poll"] if platform.machine() == "x86_64" else [])
+# What else the kernel does while a core's thread is the one that runs.
+EVENTS = {
+    "system calls": "raw_syscalls:sys_enter",
+    "packets sent": "net:net_dev_start_xmit",
+    "timers set": "timer:hrtimer_start",
+    "threads woken": "sched:sched_waking",
+    "switches": "sched:sched_switch",
+}
 TRACING = "/sys/kernel/tracing"
 MOUNT = f'mount -t tracefs nodev {TRACING} && exec "$@"'
 CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
@@ -139,13 +147,7 @@ class Tracepoints:
 
     def read(self):
         """Operations by name, and system calls by name."""
-        counts = []
-        for line in self.output.read_text().splitlines():
-            parts = line.split(";")
-            if len(parts) > 2 and ":" in parts[2]:
-                counts.append(int(parts[0]) if parts[0].isdigit() else 0)
-        if len(counts) != 2 + len(CALLS) + len(OPERATIONS) or not any(counts):
-            raise Failed(f"perf counted nothing:\n{self.output.read_text()}")
+        counts = counted(self.output, 2 + len(CALLS) + len(OPERATIONS))
         called, submitted = counts.pop(0), counts.pop()
         calls = dict(zip(CALLS, counts))
         operations = dict(zip(OPERATIONS.values(), counts[len(CALLS) :]))
@@ -155,6 +157,36 @@ class Tracepoints:
             {name: count for name, count in found.items() if count}
             for found in (operations, calls)
         ]
+
+
+class Events:
+    """Counts by perf what the kernel does otherwise; what it does while the core sleeps is not in it."""
+
+    def __init__(self, pid, folder):
+        self.output = folder / "perf-events"
+        events = [word for event in EVENTS.values() for word in ("-e", event)]
+        command = ["perf", "stat", "-x", ";", "-o", self.output, *events]
+        self.perf = Attached(with_tracefs(command), core_threads(pid))
+
+    def begin(self):
+        self.perf.begin()
+
+    def end(self):
+        """How often each event was, by name."""
+        self.perf.end()
+        return dict(zip(EVENTS, counted(self.output, len(EVENTS))))
+
+
+def counted(output, events):
+    """What `perf stat` wrote of so many events, in their order."""
+    counts = []
+    for line in output.read_text().splitlines():
+        parts = line.split(";")
+        if len(parts) > 2 and ":" in parts[2]:
+            counts.append(int(parts[0]) if parts[0].isdigit() else 0)
+    if len(counts) != events or not any(counts):
+        raise Failed(f"perf counted nothing:\n{output.read_text()}")
+    return counts
 
 
 class Counters:

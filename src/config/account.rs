@@ -14,7 +14,9 @@ use super::{
     gateway::{self, Defaults},
     problem::{Place, Report},
     server_url,
-    settings::{Account, ClientCertificate, Login, OnFailure, Scheme, Server, Slot, Timeouts},
+    settings::{
+        Account, ClientCertificate, Login, OnFailure, Scheme, Server, ServerLimits, Slot, Timeouts,
+    },
     value,
 };
 use crate::limits;
@@ -208,7 +210,7 @@ impl AccountReader<'_> {
             on_failure: on_failure.unwrap_or(OnFailure::Respond),
             addresses: addresses.unwrap_or_default(),
             timeouts: self.read_timeouts(table, report),
-            body_bytes: self.read_body_bytes(table, report),
+            limits: self.read_limits(table, report),
             url: url?,
         })
     }
@@ -227,7 +229,7 @@ impl AccountReader<'_> {
         timeouts
     }
 
-    fn read_body_bytes(&self, table: &Table<'_>, report: &mut Report) -> u64 {
+    fn read_limits(&self, table: &Table<'_>, report: &mut Report) -> ServerLimits {
         let mut limits = self.defaults.limits;
         let table = table.entry("limits").and_then(|entry| {
             entry.table(
@@ -238,14 +240,15 @@ impl AccountReader<'_> {
         });
         if let Some(table) = table {
             gateway::read_limits(&table, &mut limits, report);
-            let server_has_no_say: Vec<_> = gateway::LIMIT_KEYS
-                .iter()
-                .copied()
-                .filter(|key| *key != "body_bytes")
-                .collect();
+            let server_has_no_say = [
+                "head_bytes",
+                "fields",
+                "connections",
+                "connections_per_address",
+            ];
             report_gateway_wide(&table, &server_has_no_say, "limits", report);
         }
-        limits.body_bytes
+        limits.server
     }
 
     fn read_login(&self, entry: &Entry<'_>, report: &mut Report) -> Option<Login> {

@@ -376,7 +376,7 @@ pub(super) fn read_limits(table: &Table<'_>, limits: &mut Limits, report: &mut R
         ),
         (
             "pool_per_server",
-            &mut limits.pool_per_server,
+            &mut limits.server.pool_per_server,
             0,
             limits::POOL_PER_CORE_MAX,
         ),
@@ -389,7 +389,7 @@ pub(super) fn read_limits(table: &Table<'_>, limits: &mut Limits, report: &mut R
     }
     let bytes = table.entry("body_bytes");
     if let Some(number) = bytes.and_then(|entry| entry.integer(1..=i64::MAX as u64, report)) {
-        limits.body_bytes = number;
+        limits.server.body_bytes = number;
     }
 }
 

@@ -142,13 +142,20 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Fields of a head.
     pub fields: usize,
-    /// Bytes of a request body.
-    pub body_bytes: u64,
     /// Open downstream connections, all cores together.
     pub connections: usize,
     /// Open downstream connections of one source address, all cores together.
     pub connections_per_address: usize,
-    /// Idle upstream connections to one server, each core.
+    /// Those that a server may have its own of.
+    pub server: ServerLimits,
+}
+
+/// Sizes and counts that may differ from server to server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Bytes of a request body.
+    pub body_bytes: u64,
+    /// Idle upstream connections, each core.
     pub pool_per_server: usize,
 }
 
@@ -157,9 +164,17 @@ impl Default for Limits {
         Self {
             head_bytes: limits::HEAD_BYTES_DEFAULT,
             fields: limits::FIELDS_DEFAULT,
-            body_bytes: limits::BODY_BYTES_DEFAULT,
             connections: limits::CONNECTIONS_DEFAULT,
             connections_per_address: limits::CONNECTIONS_PER_ADDRESS_DEFAULT,
+            server: ServerLimits::default(),
+        }
+    }
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes: limits::BODY_BYTES_DEFAULT,
             pool_per_server: limits::POOL_PER_SERVER_DEFAULT,
         }
     }
@@ -290,8 +305,8 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// In force for this server.
     pub timeouts: Timeouts,
-    /// Bytes of a request body for this server.
-    pub body_bytes: u64,
+    /// In force for this server.
+    pub limits: ServerLimits,
 }
 
 /// Slot of a server: `m2u`, `m2u2` … `m2u999`.

@@ -22,7 +22,9 @@ use super::{
     trust::{TrustError, TrustId, TrustStore, Trusted},
 };
 use crate::{
-    config::settings::{Account, Login, OnFailure, Scheme, Server, Settings, Slot, Timeouts},
+    config::settings::{
+        Account, Login, OnFailure, Scheme, Server, ServerLimits, Settings, Slot, Timeouts,
+    },
     snapshot::{
         Snapshot,
         identity::{Identity, IdentityTable},
@@ -141,7 +143,7 @@ struct RoutePlan {
     authorization: Option<Secret>,
     on_failure: OnFailure,
     timeouts: Timeouts,
-    body_bytes_max: u64,
+    limits: ServerLimits,
 }
 
 impl Assembly {
@@ -478,7 +480,7 @@ impl RoutePlan {
             authorization: server.login.as_ref().map(authorization),
             on_failure: server.on_failure,
             timeouts: server.timeouts,
-            body_bytes_max: server.body_bytes,
+            limits: server.limits,
         }
     }
 
@@ -496,7 +498,7 @@ impl RoutePlan {
             authorization: self.authorization.clone(),
             on_failure: self.on_failure,
             timeouts: self.timeouts,
-            body_bytes_max: self.body_bytes_max,
+            limits: self.limits,
         }
     }
 }

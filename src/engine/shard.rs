@@ -90,7 +90,7 @@ impl Shard {
         let deadlines = Deadlines::new();
         let newest = Rc::new(Arc::clone(subscriber.load()));
         Rc::new(Self {
-            pools: Pools::new(&deadlines, limits.pool_per_server, tuning.pool_per_core),
+            pools: Pools::new(&deadlines, tuning.pool_per_core),
             buffers: Buffers::new(tuning, limits.head_bytes),
             pipes: Pipes::default(),
             splice_bytes: tuning.splice_bytes,

@@ -278,7 +278,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::settings::{Limits, OnFailure, Scheme, Slot, Timeouts},
+        config::settings::{Limits, OnFailure, Scheme, ServerLimits, Slot, Timeouts},
         engine::{admission::Admission, net::listener},
         limits,
         observe::metrics::CoreMetrics,
@@ -324,7 +324,7 @@ mod tests {
             authorization: None,
             on_failure: OnFailure::Respond,
             timeouts: Timeouts::default(),
-            body_bytes_max: u64::MAX,
+            limits: ServerLimits::default(),
         };
         shard_of(tuning, identities, RouteTable::from_iter([route]))
     }

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
-use crate::config::settings::{OnFailure, Scheme, Slot, Timeouts};
+use crate::config::settings::{OnFailure, Scheme, ServerLimits, Slot, Timeouts};
 
 /// Number of an account, the same in every snapshot of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -131,8 +131,8 @@ pub struct Route {
     pub on_failure: OnFailure,
     /// Longest durations of each phase.
     pub timeouts: Timeouts,
-    /// Bytes of a request body at most.
-    pub body_bytes_max: u64,
+    /// Bytes of a request body, and idle connections of a core, at most.
+    pub limits: ServerLimits,
 }
 
 /// The account's share of the identity fields.

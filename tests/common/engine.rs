@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use m2u::{
-    config::settings::{Limits, Listen, OnFailure, Scheme, Slot, Timeouts, Tuning},
+    config::settings::{Limits, Listen, OnFailure, Scheme, ServerLimits, Slot, Timeouts, Tuning},
     engine::{Engine, EngineSettings},
     observe::access_log::Log,
     snapshot::{
@@ -43,7 +43,10 @@ pub fn route(slot: Slot, address: SocketAddr, tls: Option<UpstreamTls>) -> Route
         authorization: Some(Secret::new(*b"Authorization: Basic YWNtZTpzZWNyZXQ=\r\n")),
         on_failure: OnFailure::Respond,
         timeouts: Timeouts::default(),
-        body_bytes_max: 1_000_000,
+        limits: ServerLimits {
+            body_bytes: 1_000_000,
+            ..ServerLimits::default()
+        },
     }
 }
 

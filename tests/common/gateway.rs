@@ -35,6 +35,16 @@ pub const PREAMBLE: &str = "domain = \"talk2m.com\"\n\
     [upstream]\n\
     allow_networks = [\"127.0.0.0/8\"]\n";
 
+/// The preamble with other listeners, written as the elements of an array.
+pub fn listening(listeners: &str) -> String {
+    PREAMBLE.replacen("[\"127.0.0.1:0\"]", &format!("[{listeners}]"), 1)
+}
+
+/// A listener that believes what `network` says by the PROXY protocol.
+pub fn believing(network: &str) -> String {
+    format!("{{ address = \"127.0.0.1:0\", proxy_protocol_from = [\"{network}\"] }}")
+}
+
 /// An account with one server at `url`, and two devices that no other account has.
 pub fn acme(url: &str) -> String {
     account(

@@ -13,8 +13,8 @@ use std::{
 use ipnet::IpNet;
 
 use crate::config::settings::{
-    Account, Device, Dns, Hub, HubStatus, Leases, Listen, LogFormat, OnFailure, Server, Settings,
-    Timeouts, Tuning,
+    Account, Device, Dns, Hub, HubStatus, Leases, Listen, LogFormat, OnFailure, Server,
+    ServerLimits, Settings, Timeouts, Tuning,
 };
 
 /// Stands where the configuration has a password.
@@ -87,14 +87,14 @@ fn sections(out: &mut String, settings: &Settings) {
     out.push_str("\n[limits]\n");
     line(out, "head_bytes", limits.head_bytes);
     line(out, "fields", limits.fields);
-    line(out, "body_bytes", limits.body_bytes);
+    line(out, "body_bytes", limits.server.body_bytes);
     line(out, "connections", limits.connections);
     line(
         out,
         "connections_per_address",
         limits.connections_per_address,
     );
-    line(out, "pool_per_server", limits.pool_per_server);
+    line(out, "pool_per_server", limits.server.pool_per_server);
 
     match &settings.access_log {
         Some(log) => {
@@ -256,7 +256,11 @@ fn render_server(out: &mut String, server: &Server) {
         duration(pool)
     );
     line(out, "timeouts", timeouts);
-    let limits = format!("{{ body_bytes = {} }}", server.body_bytes);
+    let ServerLimits {
+        body_bytes,
+        pool_per_server,
+    } = server.limits;
+    let limits = format!("{{ body_bytes = {body_bytes}, pool_per_server = {pool_per_server} }}");
     line(out, "limits", limits);
 }
 

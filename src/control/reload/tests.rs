@@ -172,7 +172,7 @@ fn a_route_is_rendered_ahead() {
         url = "https://h.example:8443/base/"
         ca = "ca.pem"
         login = { username = "Aladdin", password = "open sesame" }
-        limits = { body_bytes = 7 }
+        limits = { body_bytes = 7, pool_per_server = 2 }
         on_failure = "close"
         [[account]]
         ref = "beta"
@@ -198,7 +198,10 @@ fn a_route_is_rendered_ahead() {
     );
     let account_field = b"X_Talk2M_Account: acme\r\n"[..].into();
     assert_eq!(named.stamp, Stamp::Exposed { account_field });
-    assert_eq!(named.body_bytes_max, 7);
+    assert_eq!(
+        (named.limits.body_bytes, named.limits.pool_per_server),
+        (7, 2)
+    );
     assert_eq!(named.on_failure, OnFailure::Close);
     assert!(named.upstream.addresses.is_empty());
     assert!(named.upstream.unresolved.is_some());

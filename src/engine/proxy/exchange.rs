@@ -146,10 +146,10 @@ async fn deliver(
                 upstream: Persist::Keep,
             } => {
                 shard.buffers.put(outbox);
-                let route = plan.route;
+                let (id, most) = (&plan.route.upstream.pool, plan.route.limits.pool_per_server);
                 shard
                     .pools
-                    .put(&route.upstream.pool, connection, route.timeouts.pool);
+                    .put(id, connection, most, plan.route.timeouts.pool);
                 return after;
             }
             Ended::Over {

@@ -264,12 +264,13 @@ pub fn decide<'s>(
     if target::escapes_base(target.path) {
         return Err(refuse(Failure::EscapesBase));
     }
-    if matches!(request.body, Body::Length(length) if length > route.body_bytes_max) {
+    if matches!(request.body, Body::Length(length) if length > route.limits.body_bytes) {
         return Err(refuse(Failure::BodyTooLarge));
     }
 
     let request_id = request_id();
-    let upstream = upstream_persist(&request, route, sender.keeps_upstream);
+    let keeps = sender.keeps_upstream && route.limits.pool_per_server > 0;
+    let upstream = upstream_persist(&request, route, keeps);
     UpstreamHead {
         request: &request,
         path,
@@ -293,7 +294,7 @@ pub fn decide<'s>(
         device: identity.name,
         arrived: head_bytes + rest.len(),
     };
-    let mut intake = Intake::new(plan.body, route.body_bytes_max);
+    let mut intake = Intake::new(plan.body, route.limits.body_bytes);
     let taken = intake
         .append(rest, outbox, plan.body)
         .map_err(|error| refuse(error.into()))?;

@@ -32,8 +32,7 @@ pub struct Pools {
     count: Cell<usize>,
     /// Addresses that lately did not answer, and until when they are tried last.
     silent: RefCell<Vec<(SocketAddr, Due)>>,
-    per_server_max: usize,
-    total_max: usize,
+    count_max: usize,
 }
 
 /// The idle connections of one id.
@@ -61,15 +60,14 @@ pub struct Connection {
 }
 
 impl Pools {
-    /// No connections yet; at most `per_server_max` to one server and `total_max` in all.
-    pub fn new(deadlines: &Rc<Deadlines>, per_server_max: usize, total_max: usize) -> Self {
+    /// No connections yet; at most `count_max` in all.
+    pub fn new(deadlines: &Rc<Deadlines>, count_max: usize) -> Self {
         Self {
             deadlines: Rc::clone(deadlines),
             idle: RefCell::new(HashMap::new()),
             count: Cell::new(0),
             silent: RefCell::default(),
-            per_server_max,
-            total_max,
+            count_max,
         }
     }
 
@@ -97,7 +95,7 @@ impl Pools {
 
     /// Whether there is room for any connection at all.
     pub fn keeps_any(&self) -> bool {
-        self.per_server_max > 0 && self.total_max > 0
+        self.count_max > 0
     }
 
     /// The connection used last that is still good; those found closed on the way, or leading to an
@@ -120,11 +118,18 @@ impl Pools {
         None
     }
 
-    /// Keeps a connection for at most `idle_max`, or lets it go where there is no room, or it is too old.
-    pub fn put(&self, id: &Arc<PoolId>, mut connection: Connection, idle_max: Duration) {
+    /// Keeps a connection for at most `idle_max`, or lets it go where `most` of its kind are kept, there is no
+    /// room at all, or it is too old.
+    pub fn put(
+        &self,
+        id: &Arc<PoolId>,
+        mut connection: Connection,
+        most: usize,
+        idle_max: Duration,
+    ) {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.get(&**id).map_or(0, |pool| pool.waiting.len());
-        let has_room = waiting < self.per_server_max && self.count.get() < self.total_max;
+        let has_room = waiting < most && self.count.get() < self.count_max;
         if !has_room || self.deadlines.is_past(connection.retires) {
             return connection.stream.close();
         }
@@ -206,7 +211,7 @@ mod tests {
         let runtime = worker::build_runtime(&Tuning::default());
         runtime.expect("a ring").block_on(async {
             let deadlines = Deadlines::new();
-            let pools = Pools::new(&deadlines, 8, 8);
+            let pools = Pools::new(&deadlines, 8);
             let listener = net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
             let address = listener.local_addr().expect("bound");
             let old = deadlines.due_in(Duration::ZERO);
@@ -225,7 +230,7 @@ mod tests {
                     address,
                     retires,
                 };
-                pools.put(&id, connection, LONG);
+                pools.put(&id, connection, 8, LONG);
                 listener.accept().expect("accept").0
             };
             let young = deadlines.due_in(Duration::ZERO);

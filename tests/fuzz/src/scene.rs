@@ -7,7 +7,7 @@ use std::{
 };
 
 use m2u::{
-    config::settings::{OnFailure, Scheme, Slot, Timeouts},
+    config::settings::{OnFailure, Scheme, ServerLimits, Slot, Timeouts},
     engine::http1::rewrite::DATE_FIELD_BYTES,
     snapshot::{
         Snapshot,
@@ -194,6 +194,9 @@ fn route(variant: u8, number: u16) -> Route {
             .map(|login| Secret::new(format!("Authorization: {login}\r\n").into_bytes())),
         on_failure: OnFailure::Respond,
         timeouts: Timeouts::default(),
-        body_bytes_max: party.body_bytes_max(),
+        limits: ServerLimits {
+            body_bytes: party.body_bytes_max(),
+            ..ServerLimits::default()
+        },
     }
 }
