@@ -26,18 +26,22 @@ pub struct Demand {
 impl Demand {
     /// What a gateway with these settings needs on so many cores.
     pub fn of(settings: &Settings, cores: usize) -> Self {
-        let servers = settings
-            .accounts
-            .iter()
-            .flat_map(|account| &account.servers);
-        let pooled = servers.map(|server| server.limits.pool_per_server).sum();
         Self {
             connections: settings.limits.connections,
             cores,
             listeners: settings.listen.len(),
-            pool_per_core: cmp::min(pooled, settings.tuning.pool_per_core),
+            pool_per_core: pooled(settings),
             names: settings.dns.as_ref().map_or(0, |dns| dns.listen.len()),
             hubs: settings.openvpn.len(),
+        }
+    }
+
+    /// What the same gateway needs once it has read `settings` again, of which some need a restart.
+    pub fn reloaded(self, settings: &Settings) -> Self {
+        Self {
+            pool_per_core: pooled(settings),
+            hubs: settings.openvpn.len(),
+            ..self
         }
     }
 
@@ -86,6 +90,14 @@ impl Demand {
             )
         })
     }
+}
+
+/// Idle connections to servers that one core keeps at most.
+fn pooled(settings: &Settings) -> usize {
+    let accounts = settings.accounts.iter();
+    let servers = accounts.flat_map(|account| &account.servers);
+    let kept = servers.map(|server| server.limits.pool_per_server).sum();
+    cmp::min(kept, settings.tuning.pool_per_core)
 }
 
 /// Lets this process open as many files as the system allows it; warns if that is less than `demand`.

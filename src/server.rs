@@ -123,10 +123,11 @@ async fn serve(settings: Settings, arguments: ConfigArguments) -> Result<(), Fau
     // First of all: a signal that comes early must not kill what it should drain.
     let mut signals = Signals::install().map_err(Fault::Signals)?;
     let cores = engine::choose_cores(&settings.tuning).map_err(Fault::Start)?;
-    file_limit::raise(&Demand::of(&settings, cores.len()));
+    let demand = Demand::of(&settings, cores.len());
+    file_limit::raise(&demand);
     warn(&settings.doubts);
     let gateway = tokio::select! {
-        gateway = Gateway::start(&settings, arguments) => gateway?,
+        gateway = Gateway::start(&settings, arguments, demand) => gateway?,
         () = signals.end() => return Ok(()),
     };
     drop(settings); // A long device list lives on in the snapshot alone.
@@ -148,6 +149,8 @@ struct Gateway {
     /// Answers for m2u's own names until the drain is over.
     names: Option<Responder>,
     started: Started,
+    /// What the number of open files depends on.
+    demand: Demand,
     drain: Duration,
     /// A configuration that was read, and is to be put in force.
     reload: Option<Reload>,
@@ -176,7 +179,11 @@ struct Started {
 }
 
 impl Gateway {
-    async fn start(settings: &Settings, arguments: ConfigArguments) -> Result<Self, Fault> {
+    async fn start(
+        settings: &Settings,
+        arguments: ConfigArguments,
+        demand: Demand,
+    ) -> Result<Self, Fault> {
         let mut assembly = Assembly::offering(suites::share_keys(trust::provider()));
         assembly.adopt(settings).map_err(Fault::Settings)?;
         let mut resolver = Resolver::new(settings.tuning.nameserver);
@@ -230,6 +237,7 @@ impl Gateway {
             log,
             names,
             started: Started::with(settings),
+            demand,
             drain: settings.timeouts.drain,
             reload: None,
             has_read: true,
@@ -371,6 +379,7 @@ impl Gateway {
         let names = self.assembly.names();
         self.resolver.forget_others(&names.collect());
         self.drain = settings.timeouts.drain;
+        self.demand_files(settings);
         let snapshot = self.assembly.first_snapshot(&self.resolver);
         match &mut self.leases {
             None => self.put_in_force(snapshot),
@@ -394,6 +403,16 @@ impl Gateway {
         }
         self.has_read = true;
         say(format_args!("reloaded: {}", settings.inventory()));
+    }
+
+    /// Says so where servers or hubs of `settings` may need more open files than those before, and there may
+    /// not be as many.
+    fn demand_files(&mut self, settings: &Settings) {
+        let next = self.demand.reloaded(settings);
+        let before = mem::replace(&mut self.demand, next);
+        if next.files() > before.files() {
+            file_limit::raise(&next);
+        }
     }
 
     fn change_leases(&mut self, work: Work) {

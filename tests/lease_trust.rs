@@ -279,7 +279,7 @@ fn is_south(feed: &mut Feed) {
 }
 
 /// A preamble with a second listener, of the scope `north`, that believes whoever connects from there.
-fn believing(network: &str) -> String {
+fn with_north(network: &str) -> String {
     listening(&format!(
         "\"127.0.0.1:0\", {{ address = \"127.0.0.1:0\", scope = \"north\", \
          proxy_protocol_from = [\"{network}\"] }}"
@@ -294,7 +294,7 @@ fn nobody_is_leased_an_address_by_which_one_could_speak_as_any_other() {
         "a = \"acme/press-07\"",
         "b = \"acme/press-08\"",
     );
-    let gateway = Gateway::start(&text.replace(PREAMBLE, &believing("127.0.9.0/24")));
+    let gateway = Gateway::start(&text.replace(PREAMBLE, &with_north("127.0.9.0/24")));
     let mut feed = connect(&gateway);
     let leased = |address: &str, more: &str| leases::add(address, "press-07", more);
     feed.done(&leased("127.0.8.7", ""));
@@ -341,7 +341,7 @@ fn nobody_is_leased_an_address_by_which_one_could_speak_as_any_other() {
 fn a_lease_is_not_remembered_where_connections_are_believed_now() {
     let upstream = Upstream::echo();
     let before = leases::configuration(&upstream.url(), "");
-    let after = before.replace(PREAMBLE, &believing("127.0.9.0/24"));
+    let after = before.replace(PREAMBLE, &with_north("127.0.9.0/24"));
     let gateway = Gateway::start(&before);
     let mut feed = connect(&gateway);
     for address in ["127.0.8.7", "127.0.9.7", "127.0.9.0/28", "127.0.0.0/16"] {
@@ -373,7 +373,7 @@ fn a_reload_gives_no_device_what_is_believed_until_a_restart() {
     let upstream = Upstream::echo();
     let text = |network: &str, address: &str| {
         let fleet = fleet("acme", &upstream.url(), &["press-07"]);
-        let preamble = believing(network);
+        let preamble = with_north(network);
         format!("{preamble}[leases]\n{fleet}address = [\"{address}\"]\n")
     };
     let gateway = Gateway::start(&text("127.0.9.0/24", "127.0.8.7"));

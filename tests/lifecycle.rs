@@ -344,7 +344,10 @@ fn a_reload_tells_what_needs_a_restart_and_applies_the_rest() {
     let (first, second) = (Upstream::prompt("first"), Upstream::prompt("second"));
     let (mut gateway, address) = Gateway::ready(&configuration(LISTEN, &[first.address]));
     let changed = configuration("127.0.0.2:0", &[second.address])
-        .replace("connections = 100", "connections = 101")
+        .replace(
+            "connections = 100",
+            "connections = 101\npool_per_server = 1",
+        )
         .replace("drain =", "body = \"29s\"\ndrain =");
     gateway.configure(&changed);
     gateway.signal("HUP");
@@ -408,4 +411,16 @@ fn the_limit_of_open_files_is_raised_and_a_low_one_is_told() {
         .find(|line| line.starts_with("Max open files"));
     let files: Vec<_> = files.unwrap().split_whitespace().collect();
     assert_eq!(files[3..5], ["512", "512"]);
+
+    // A reload tells it only where more may be needed than before.
+    for (bound, is_told) in [(32, false), (4_096, true), (8, false)] {
+        let limits = format!("limits = {{ pool_per_server = {bound} }}\n");
+        gateway.configure(&format!("{text}{limits}"));
+        gateway.signal("HUP");
+        let line = gateway.line("m2u: ");
+        assert_eq!(line.contains("may open 512 files"), is_told, "{line}");
+        if is_told {
+            gateway.line("m2u: reloaded: ");
+        }
+    }
 }

@@ -262,7 +262,7 @@ fn what_is_shown_is_a_configuration_that_shows_the_same() {
     assert!(shown.contains("#   --relay-bytes    8192\n"));
     // One flag sets both.
     let default = folder.shows(&[]);
-    assert!(default.contains("#   --relay-bytes    61440, with TLS 114688 after a megabyte\n"));
+    assert!(default.contains("#   --relay-bytes    61440, with TLS 114688 after the first MiB\n"));
     assert!(shown.contains("#   --nameserver     192.0.2.53:53\n"));
     // In another folder: every path must still be right.
     let elsewhere = Folder {

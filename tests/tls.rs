@@ -19,7 +19,7 @@ use common::{
     upstream::{Upstream, echo},
     wire::Message,
 };
-use m2u::limits::TLS_TICKETS_MAX;
+use m2u::limits::{self, TLS_TICKETS_MAX};
 use rustls::ServerConfig;
 use socket2::SockRef;
 
@@ -255,6 +255,10 @@ fn keys_of_either_kind_serve_on_both_sides_in_whatever_form_they_are_kept() {
 
 #[test]
 fn both_versions_carry_bodies_of_any_size() {
+    const BUFFER: usize = limits::RELAY_BYTES_DEFAULT;
+    const PIECE: usize = BUFFER - BUFFER % limits::TLS_RECORD_BYTES;
+    const LARGE: usize = limits::TLS_RELAY_BYTES_DEFAULT;
+    const FIRST: usize = limits::BY_PACKETS_BYTES;
     let authority = Authority::new("Known CA");
     let leaf = authority.server(&["127.0.0.1"], Validity::Current);
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
@@ -266,11 +270,21 @@ fn both_versions_carry_bodies_of_any_size() {
         });
         let gateway = gateway(&upstream, &authority);
         let mut device = device::Device::connect("127.0.0.7", gateway.address());
-        // Around the sizes of records and of buffers.
-        for size in [
-            0, 1, 8_186, 8_187, 8_192, 16_384, 61_439, 61_440, 61_441, 65_535, 65_536, 65_537,
-            114_687, 114_688, 114_689, 131_072, 300_000,
-        ] {
+        // Around the sizes of records, of pieces, and of what comes by the smaller ones.
+        let edges = [
+            PIECE,
+            BUFFER,
+            2 * PIECE,
+            limits::BATCH_BYTES,
+            FIRST - PIECE,
+            FIRST,
+            FIRST + LARGE,
+        ];
+        let around = edges.iter().flat_map(|edge| [edge - 1, *edge, edge + 1]);
+        let few = [
+            0, 1, 8_186, 8_187, 8_192, 16_384, 65_535, 65_536, 65_537, 300_000,
+        ];
+        for size in few.into_iter().chain(around) {
             let body: Vec<u8> = (0..size).map(|index| (index * 7 % 251) as u8).collect();
             let head = format!("POST / HTTP/1.1\r\nHost: m2u\r\nContent-Length: {size}\r\n\r\n");
             let answer = device.ask([head.as_bytes(), &body].concat());

@@ -56,8 +56,8 @@ def with_congestion_control(name, command):
     return ["unshare", "--net", "sh", "-c", ALONE, name, *command]
 
 
-def has_tracepoints():
-    probe = ["perf", "stat", "-e", "io_uring:io_uring_submit_req,raw_syscalls:sys_enter"]
+def has_tracepoints(events=("io_uring:io_uring_submit_req", "raw_syscalls:sys_enter")):
+    probe = ["perf", "stat", "-e", ",".join(events)]
     try:
         done = subprocess.run(with_tracefs([*probe, "true"]), capture_output=True)
     except FileNotFoundError:
@@ -183,9 +183,10 @@ def counted(output, events):
     for line in output.read_text().splitlines():
         parts = line.split(";")
         if len(parts) > 2 and ":" in parts[2]:
-            counts.append(int(parts[0]) if parts[0].isdigit() else 0)
-    if len(counts) != events or not any(counts):
-        raise Failed(f"perf counted nothing:\n{output.read_text()}")
+            # "<not counted>": the thread never ran, as with all of them, or perf can't.
+            counts.append(int(parts[0]) if parts[0].isdigit() else None)
+    if len(counts) != events or None in counts or not any(counts):
+        raise Failed(f"perf did not count all of it:\n{output.read_text()}")
     return counts
 
 

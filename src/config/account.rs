@@ -234,21 +234,20 @@ impl AccountReader<'_> {
         let table = table.entry("limits").and_then(|entry| {
             entry.table(
                 gateway::LIMIT_KEYS,
-                "limits = { body_bytes = 1048576 }",
+                "limits = { body_bytes = 1048576, pool_per_server = 8 }",
                 report,
             )
         });
         if let Some(table) = table {
             gateway::read_limits(&table, &mut limits, report);
-            let server_has_no_say = [
-                "head_bytes",
-                "fields",
-                "connections",
-                "connections_per_address",
-            ];
+            let server_has_no_say: Vec<_> = gateway::LIMIT_KEYS
+                .iter()
+                .copied()
+                .filter(|key| !gateway::SERVER_LIMIT_KEYS.contains(key))
+                .collect();
             report_gateway_wide(&table, &server_has_no_say, "limits", report);
         }
-        limits.server
+        limits.each_server
     }
 
     fn read_login(&self, entry: &Entry<'_>, report: &mut Report) -> Option<Login> {

@@ -71,8 +71,8 @@ pub struct Overrides {
     #[arg(long, value_name = "SWITCH", value_enum, help_heading = "Tuning")]
     pub defer_taskrun: Option<Switch>,
 
-    /// Bytes of a relay buffer, which one receive of a body takes at most, 4096 to 1048576
-    /// [default: 61440, and 114688 where the server's side is TLS and a megabyte of the body is past]
+    /// Bytes of a relay buffer, which one receive of a body takes at most, 4096 to 1048576; where the server's side
+    /// is TLS, whole records of 16384 in it [default: 61440, and 114688 with TLS once a body's first MiB is over]
     #[arg(long, value_name = "BYTES", value_parser = relay_bytes, help_heading = "Tuning")]
     pub relay_bytes: Option<usize>,
 

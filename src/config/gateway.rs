@@ -69,6 +69,9 @@ pub(super) const LIMIT_KEYS: &[&str] = &[
     "pool_per_server",
 ];
 
+/// Those of them that a server may have of its own.
+pub(super) const SERVER_LIMIT_KEYS: &[&str] = &["body_bytes", "pool_per_server"];
+
 /// What applies where a server does not set its own.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Defaults {
@@ -376,7 +379,7 @@ pub(super) fn read_limits(table: &Table<'_>, limits: &mut Limits, report: &mut R
         ),
         (
             "pool_per_server",
-            &mut limits.server.pool_per_server,
+            &mut limits.each_server.pool_per_server,
             0,
             limits::POOL_PER_CORE_MAX,
         ),
@@ -389,7 +392,7 @@ pub(super) fn read_limits(table: &Table<'_>, limits: &mut Limits, report: &mut R
     }
     let bytes = table.entry("body_bytes");
     if let Some(number) = bytes.and_then(|entry| entry.integer(1..=i64::MAX as u64, report)) {
-        limits.server.body_bytes = number;
+        limits.each_server.body_bytes = number;
     }
 }
 

@@ -146,8 +146,8 @@ pub struct Limits {
     pub connections: usize,
     /// Open downstream connections of one source address, all cores together.
     pub connections_per_address: usize,
-    /// Those that a server may have its own of.
-    pub server: ServerLimits,
+    /// In force for servers that do not say otherwise.
+    pub each_server: ServerLimits,
 }
 
 /// Sizes and counts that may differ from server to server.
@@ -166,7 +166,7 @@ impl Default for Limits {
             fields: limits::FIELDS_DEFAULT,
             connections: limits::CONNECTIONS_DEFAULT,
             connections_per_address: limits::CONNECTIONS_PER_ADDRESS_DEFAULT,
-            server: ServerLimits::default(),
+            each_server: ServerLimits::default(),
         }
     }
 }

@@ -73,7 +73,7 @@ impl From<TrustError> for ReloadError {
     }
 }
 
-/// What makes two connections different; equal keys share their connections.
+/// What makes two connections different, and how many are kept; equal keys share their connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct PoolKey {
     scheme: Scheme,
@@ -82,6 +82,8 @@ struct PoolKey {
     /// The configured addresses; empty: the host's own.
     fixed: Vec<SocketAddr>,
     trust: Option<TrustId>,
+    /// A server that shall keep none must not be sent a request over one that another's request went over.
+    kept_max: usize,
 }
 
 /// A set of connections.
@@ -329,6 +331,7 @@ impl Assembly {
             port: url.port,
             fixed: server.addresses.clone(),
             trust: None,
+            kept_max: server.limits.pool_per_server,
         };
         if url.scheme == Scheme::Http {
             return Ok((key, None));

@@ -87,14 +87,14 @@ fn sections(out: &mut String, settings: &Settings) {
     out.push_str("\n[limits]\n");
     line(out, "head_bytes", limits.head_bytes);
     line(out, "fields", limits.fields);
-    line(out, "body_bytes", limits.server.body_bytes);
+    line(out, "body_bytes", limits.each_server.body_bytes);
     line(out, "connections", limits.connections);
     line(
         out,
         "connections_per_address",
         limits.connections_per_address,
     );
-    line(out, "pool_per_server", limits.server.pool_per_server);
+    line(out, "pool_per_server", limits.each_server.pool_per_server);
 
     match &settings.access_log {
         Some(log) => {
@@ -285,7 +285,7 @@ fn tuning(out: &mut String, tuning: &Tuning) {
     };
     let relay_bytes = match (tuning.relay_bytes, tuning.tls_relay_bytes) {
         (plain, tls) if plain == tls => plain.to_string(),
-        (plain, tls) => format!("{plain}, with TLS {tls} after a megabyte"),
+        (plain, tls) => format!("{plain}, with TLS {tls} after the first MiB"),
     };
     out.push_str("# Tuning, which flags set:\n");
     for (flag, value) in [

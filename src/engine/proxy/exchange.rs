@@ -146,10 +146,11 @@ async fn deliver(
                 upstream: Persist::Keep,
             } => {
                 shard.buffers.put(outbox);
-                let (id, most) = (&plan.route.upstream.pool, plan.route.limits.pool_per_server);
+                let (id, per_id_max) =
+                    (&plan.route.upstream.pool, plan.route.limits.pool_per_server);
                 shard
                     .pools
-                    .put(id, connection, most, plan.route.timeouts.pool);
+                    .put(id, connection, per_id_max, plan.route.timeouts.pool);
                 return after;
             }
             Ended::Over {

@@ -186,7 +186,7 @@ pub struct Sender<'n> {
     pub mark: Option<Mark>,
     /// Fields of a head at most.
     pub fields_max: usize,
-    /// Whether connections to servers are kept for another request.
+    /// Whether this core keeps connections for another request to any server that allows it.
     pub keeps_upstream: bool,
     /// Where method and path are kept for the access log, if there is one.
     pub noted: Option<&'n mut Noted>,

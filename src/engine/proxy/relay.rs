@@ -18,6 +18,8 @@ use crate::{
 pub const RESERVE: usize = chunked::SIZE_LINE_BYTES_MAX;
 /// Room kept behind a received piece, for what ends its chunk and the body.
 const TRAILING: usize = 2 + chunked::LAST_CHUNK.len();
+/// Bytes that the chunked coding adds to one piece at most.
+pub const FRAMING_BYTES_MAX: usize = RESERVE + TRAILING;
 
 /// A body that is being received.
 #[derive(Debug)]
@@ -279,7 +281,7 @@ pub fn frame(buffer: &mut Vec<u8>, payload: Range<usize>, body: Body, is_last: b
 pub fn make_room(buffer: &mut Vec<u8>) -> usize {
     buffer.clear();
     buffer.resize(RESERVE, 0);
-    buffer.capacity() - RESERVE - TRAILING
+    buffer.capacity() - FRAMING_BYTES_MAX
 }
 
 /// A small buffer that holds all it can has been filled.
@@ -341,6 +343,7 @@ mod tests {
             let taken = intake.take(&mut buffer, RESERVE)?;
             left.extend_from_slice(&buffer[taken.end..]);
             let begin = frame(&mut buffer, taken.payload, to, intake.is_done());
+            assert!(buffer.len() - begin <= piece.len() + FRAMING_BYTES_MAX);
             out.extend_from_slice(&buffer[begin..]);
         }
         Ok((out, left))

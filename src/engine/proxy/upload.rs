@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     engine::{
+        http1::framing::Body,
         net::{
             deadline::{Due, Watch},
             pipe::Splice,
@@ -124,7 +125,12 @@ impl Upload<'_> {
         let wire = self.upstream.wire();
         let (mut buffer, most) =
             buffers.refit_for_body(buffer, self.last, wire, self.intake.taken());
-        let room = relay::make_room(&mut buffer).min(most);
+        // The coding's lines go into the same records.
+        let framing = match self.plan.body {
+            Body::Chunked => relay::FRAMING_BYTES_MAX,
+            _ => 0,
+        };
+        let room = relay::make_room(&mut buffer).min(most - framing);
         let due = self.shard.deadlines.due_in(self.plan.route.timeouts.body);
         if self.last < limits::PARKED_FULL_BYTES {
             self.device.acknowledge();

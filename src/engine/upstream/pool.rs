@@ -93,7 +93,7 @@ impl Pools {
         silent.iter().any(is_it)
     }
 
-    /// Whether there is room for any connection at all.
+    /// Whether any connection of any server is kept.
     pub fn keeps_any(&self) -> bool {
         self.count_max > 0
     }
@@ -118,18 +118,18 @@ impl Pools {
         None
     }
 
-    /// Keeps a connection for at most `idle_max`, or lets it go where `most` of its kind are kept, there is no
+    /// Keeps a connection for at most `idle_max`, or lets it go where `per_id_max` of its id are kept, there is no
     /// room at all, or it is too old.
     pub fn put(
         &self,
         id: &Arc<PoolId>,
         mut connection: Connection,
-        most: usize,
+        per_id_max: usize,
         idle_max: Duration,
     ) {
         let mut idle = self.idle.borrow_mut();
         let waiting = idle.get(&**id).map_or(0, |pool| pool.waiting.len());
-        let has_room = waiting < most && self.count.get() < self.count_max;
+        let has_room = waiting < per_id_max && self.count.get() < self.count_max;
         if !has_room || self.deadlines.is_past(connection.retires) {
             return connection.stream.close();
         }
