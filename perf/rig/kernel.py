@@ -122,19 +122,12 @@ class Attached:
         os.close(self.answers)
 
 
-class Tracepoints:
-    """Counts by perf."""
+class Stat:
+    """Counts some events by perf while a core's threads run."""
 
-    source = "tracepoints"
-
-    def __init__(self, pid, folder):
+    def __init__(self, pid, folder, events):
         self.output = folder / "perf-stat"
-        events = ["-e", "raw_syscalls:sys_enter"]
-        for name in CALLS:
-            events += ["-e", f"syscalls:sys_enter_{name}"]
-        for number in OPERATIONS:
-            events += ["-e", "io_uring:io_uring_submit_req", "--filter", f"opcode == {number}"]
-        events += ["-e", "io_uring:io_uring_submit_req"]
+        self.events = events.count("-e")
         command = ["perf", "stat", "-x", ";", "-o", self.output, *events]
         self.perf = Attached(with_tracefs(command), core_threads(pid))
 
@@ -142,13 +135,36 @@ class Tracepoints:
         self.perf.begin()
 
     def end(self):
+        """How often each was, in their order."""
         self.perf.end()
-        return self.read()
+        counts = []
+        for line in self.output.read_text().splitlines():
+            parts = line.split(";")
+            if len(parts) > 2 and ":" in parts[2]:
+                # Else "<not counted>", of a thread that never ran, or "<not supported>".
+                counts.append(int(parts[0]) if parts[0].isdigit() else None)
+        if len(counts) != self.events or None in counts or not any(counts):
+            raise Failed(f"perf did not count all of it:\n{self.output.read_text()}")
+        return counts
 
-    def read(self):
+
+class Tracepoints(Stat):
+    """Counts system calls and operations by perf."""
+
+    source = "tracepoints"
+
+    def __init__(self, pid, folder):
+        events = ["-e", "raw_syscalls:sys_enter"]
+        for name in CALLS:
+            events += ["-e", f"syscalls:sys_enter_{name}"]
+        for number in OPERATIONS:
+            events += ["-e", "io_uring:io_uring_submit_req", "--filter", f"opcode == {number}"]
+        events += ["-e", "io_uring:io_uring_submit_req"]
+        super().__init__(pid, folder, events)
+
+    def end(self):
         """Operations by name, and system calls by name."""
-        counts = counted(self.output, 2 + len(CALLS) + len(OPERATIONS))
-        called, submitted = counts.pop(0), counts.pop()
+        called, *counts, submitted = super().end()
         calls = dict(zip(CALLS, counts))
         operations = dict(zip(OPERATIONS.values(), counts[len(CALLS) :]))
         calls["other"] = called - sum(calls.values())
@@ -159,35 +175,15 @@ class Tracepoints:
         ]
 
 
-class Events:
-    """Counts by perf what the kernel does otherwise; what it does while the core sleeps is not in it."""
+class Events(Stat):
+    """Counts what the kernel does otherwise; what it does while the core sleeps is not in it."""
 
     def __init__(self, pid, folder):
-        self.output = folder / "perf-events"
-        events = [word for event in EVENTS.values() for word in ("-e", event)]
-        command = ["perf", "stat", "-x", ";", "-o", self.output, *events]
-        self.perf = Attached(with_tracefs(command), core_threads(pid))
-
-    def begin(self):
-        self.perf.begin()
+        super().__init__(pid, folder, [word for event in EVENTS.values() for word in ("-e", event)])
 
     def end(self):
         """How often each event was, by name."""
-        self.perf.end()
-        return dict(zip(EVENTS, counted(self.output, len(EVENTS))))
-
-
-def counted(output, events):
-    """What `perf stat` wrote of so many events, in their order."""
-    counts = []
-    for line in output.read_text().splitlines():
-        parts = line.split(";")
-        if len(parts) > 2 and ":" in parts[2]:
-            # "<not counted>": the thread never ran, as with all of them, or perf can't.
-            counts.append(int(parts[0]) if parts[0].isdigit() else None)
-    if len(counts) != events or None in counts or not any(counts):
-        raise Failed(f"perf did not count all of it:\n{output.read_text()}")
-    return counts
+        return dict(zip(EVENTS, super().end()))
 
 
 class Counters:
