@@ -275,6 +275,7 @@ fn both_versions_carry_bodies_of_any_size() {
             PIECE,
             BUFFER,
             2 * PIECE,
+            LARGE,
             limits::BATCH_BYTES,
             FIRST - PIECE,
             FIRST,
