@@ -16,6 +16,7 @@ use crate::{
 pub struct Buffers {
     parked: RefCell<Spares>,
     plain: Relay,
+    /// For what comes of a body over TLS behind its first megabyte.
     tls: Relay,
 }
 
