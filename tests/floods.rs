@@ -151,6 +151,14 @@ fn all_answered(count: usize) -> Verdict {
     }
 }
 
+/// On a host that gives huge pages to everybody, each buffer could take two megabytes.
+#[test]
+fn huge_pages_are_declined() {
+    let ours = Upstream::echo();
+    let gateway = Gateway::start(&config("", &ours.url(), &ours));
+    assert_eq!(gateway.status("THP_enabled"), "0");
+}
+
 #[test]
 fn connections_that_say_nothing_are_closed_without_a_word() {
     let _turn = turn();

@@ -4,6 +4,8 @@
 
 use std::process::ExitCode;
 
+use nix::sys::prctl;
+
 use crate::{
     config::{flags::ConfigArguments, problem::Summary},
     server,
@@ -19,6 +21,9 @@ pub struct Arguments {
 
 /// Runs the gateway: 0 once a signal has ended it in order, 1 if it refuses to start or breaks.
 pub fn execute(arguments: Arguments) -> ExitCode {
+    // With huge pages for everybody (Debian's choice) a buffer that holds a few bytes may take two
+    // megabytes. Where it can't be had, the gateway serves all the same.
+    let _ = prctl::set_thp_disable(true);
     match arguments.config.load() {
         Ok(settings) => server::run(settings, arguments.config),
         Err(problems) => {

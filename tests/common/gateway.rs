@@ -267,10 +267,15 @@ impl Gateway {
 
     /// Bytes of memory that it holds (resident set).
     pub fn resident_bytes(&self) -> usize {
+        self.status("VmRSS").parse::<usize>().unwrap() * 1_024
+    }
+
+    /// The first word that the system says of the process under `name` (proc(5), `status`).
+    pub fn status(&self, name: &str) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().nth(1));
-        kilobytes.unwrap().parse::<usize>().unwrap() * 1_024
+        let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+        let (_, words) = lines.find(|(found, _)| *found == name).unwrap();
+        words.split_whitespace().next().unwrap().to_owned()
     }
 
     /// What it has counted so far, by name; what never was is missing.
