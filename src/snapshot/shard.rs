@@ -1,9 +1,10 @@
-//! A part of the identity table: the networks that fell to it, and one text with what they hold.
+//! A part of the identity table: the networks that fell to it, each in a cache line of its own.
 //!
-//! Never changed once it is in a table; a change makes another of exactly the size it needs. Knows
-//! nothing of the other parts.
+//! A device that has not spoken for a while has left the caches, and each line more is a wait for
+//! memory. Never changed once it is in a table; a change makes another of exactly the size it
+//! needs. Knows nothing of the other parts.
 
-use std::hash::Hash;
+use std::{hash::Hash, iter, sync::Arc};
 
 use super::{
     identity::{Identity, Occupied},
@@ -13,12 +14,18 @@ use crate::limits::IDENTITY_VALUE_BYTES_MAX;
 
 /// Slots for each four entries: one in five is free, so that a search ends after a few.
 const SLOTS_PER_FOUR: usize = 5;
+/// Bytes of name and serial that a slot has room for: as many as fill its line for IPv6.
+const SLOT_TEXT_BYTES: usize = 41;
+/// Bytes of the place where a long text begins.
+const BEGIN_BYTES: usize = size_of::<u32>();
 /// The prefix length of a free slot.
 const FREE: u8 = u8::MAX;
 /// Neighbours that one hash serves, in bits of the address.
-const NEIGHBOUR_BITS: u8 = 4;
+const NEIGHBOUR_BITS: u8 = 3;
 /// Spreads neighbours over their shard: 2^32 divided by the golden ratio.
 const SPREAD: u32 = 0x9e37_79b9;
+/// Carries each bit of a hash into the higher ones: 2^64 divided by the golden ratio.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The bits of an address of one family.
 pub(super) trait Address: Copy + Eq + Hash + Default {
@@ -81,115 +88,128 @@ impl<A: Address> Key<A> {
     /// Neighbours share a shard: a list in the order of its addresses is built from warm memory.
     pub(super) fn place(&self, hash: impl FnOnce((A, u8)) -> u64) -> Place {
         let (block, rest) = self.bits.split();
-        let hash = hash((block, self.length));
+        // One in fifty of the hasher's seeds spreads numbers in a row badly.
+        let hash = hash((block, self.length)).wrapping_mul(MIX);
         Place {
-            shard: (hash >> 32) as u32,
+            shard: (hash >> 48) as u16,
             // Of other bits than the shard, or its entries would crowd in a few places.
-            slot: (hash as u32).wrapping_add(rest.wrapping_mul(SPREAD)),
+            slot: ((hash >> 16) as u32).wrapping_add(rest.wrapping_mul(SPREAD)),
         }
     }
 }
 
-/// Shard of a table and slot of a shard, each out of 2^32.
+/// Shard of a table, out of 2^16, and slot of a shard, out of 2^32.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
-    pub(super) shard: u32,
+    pub(super) shard: u16,
     slot: u32,
 }
 
-/// Open addressing: an entry stands in its slot or in one of those behind it, up to a free one.
-#[derive(Debug, Default)]
-pub(super) struct Shard<A> {
-    slots: Box<[Slot<A>]>,
-    text: String,
+impl Place {
+    /// The first of so many slots that an entry may stand in.
+    fn slot_of(self, slots: usize) -> usize {
+        ((u64::from(self.slot) * slots as u64) >> 32) as usize
+    }
 }
 
+/// Open addressing: an entry stands in its slot or in one of those behind it, up to a free one.
+///
+/// To clone it is to share it.
+#[derive(Debug, Clone)]
+pub(super) struct Shard<A> {
+    slots: Arc<[Slot<A>]>,
+    /// Names and serials that are too long for their slots, if there are any.
+    long: Option<Arc<String>>,
+}
+
+/// A shard while its entries are being put in.
+#[derive(Debug)]
+pub(super) struct Draft<A> {
+    slots: Arc<[Slot<A>]>,
+    long: String,
+}
+
+/// All that a request needs to know of a device: one cache line.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 struct Slot<A> {
     bits: A,
     account: AccountId,
-    /// Where the name begins in the text; the serial follows it.
-    begin: u32,
     length: u8,
     name_bytes: u8,
     serial_bytes: u8,
+    /// Name and serial; if they are longer, the place among the shard's long ones where they begin.
+    text: [u8; SLOT_TEXT_BYTES],
 }
 
-impl<A: Address> Shard<A> {
-    /// Empty, with room for so many entries and so many bytes of names and serials.
-    pub(super) fn with_room(entries: usize, text_bytes: usize) -> Self {
-        let free = Slot {
-            bits: A::default(),
-            account: AccountId(0),
-            begin: 0,
-            length: FREE,
-            name_bytes: 0,
-            serial_bytes: 0,
-        };
+const _: () = assert!(size_of::<Slot<u32>>() == 64 && size_of::<Slot<u128>>() == 64);
+
+impl<A: Address> Draft<A> {
+    /// Empty, with room for so many entries.
+    pub(super) fn with_room(entries: usize) -> Self {
         let slots = match entries {
             0 => 0,
             entries => entries * SLOTS_PER_FOUR / 4 + 1,
         };
         Self {
-            slots: vec![free; slots].into(),
-            text: String::with_capacity(text_bytes),
+            slots: iter::repeat_n(Slot::free(), slots).collect(),
+            long: String::new(),
         }
-    }
-
-    /// What stands under `key`, which belongs at `place`.
-    #[inline]
-    pub(super) fn find(&self, place: Place, key: Key<A>) -> Option<Identity<'_>> {
-        let (before, from) = self.slots.split_at(self.first(place));
-        let slots = from.iter().chain(before);
-        let found = slots
-            .take_while(|slot| slot.length != FREE)
-            .find(|slot| slot.key() == key)?;
-        Some(self.identity(found))
     }
 
     /// Whether nothing stands at `place` itself.
     pub(super) fn is_free(&self, place: Place) -> bool {
-        let slot = self.slots.get(self.first(place));
-        slot.is_none_or(|slot| slot.length == FREE)
+        let slot = self.slots.get(place.slot_of(self.slots.len()));
+        slot.is_none_or(Slot::is_free)
     }
 
     /// Adds an entry, for which there is room.
     ///
     /// # Errors
-    /// `Occupied` if `key` has one; the shard is unchanged.
+    /// `Occupied` if `key` has one; nothing is changed.
     pub(super) fn insert(
         &mut self,
         place: Place,
         key: Key<A>,
         identity: Identity<'_>,
     ) -> Result<(), Occupied> {
-        let first = self.first(place);
-        let (before, from) = self.slots.split_at_mut(first);
+        let slots = Arc::get_mut(&mut self.slots).expect("nobody has it yet");
+        let (before, from) = slots.split_at_mut(place.slot_of(slots.len()));
         let mut slots = from.iter_mut().chain(before);
-        let free = slots
-            .find(|slot| slot.length == FREE || slot.key() == key)
+        let slot = slots
+            .find(|slot| slot.is_free() || slot.key() == key)
             .expect("there is room");
-        if free.length != FREE {
+        if !slot.is_free() {
             return Err(Occupied);
         }
-        debug_assert!(identity.name.len() <= IDENTITY_VALUE_BYTES_MAX);
-        debug_assert!(identity.serial.len() <= IDENTITY_VALUE_BYTES_MAX);
-        *free = Slot {
-            bits: key.bits,
-            account: identity.account,
-            begin: u32::try_from(self.text.len()).expect("a shard holds less than 4 GiB"),
-            length: key.length,
-            name_bytes: identity.name.len() as u8,
-            serial_bytes: identity.serial.len() as u8,
-        };
-        self.text.push_str(identity.name);
-        self.text.push_str(identity.serial);
+        *slot = Slot::new(key, identity, &mut self.long);
         Ok(())
+    }
+
+    /// The shard of what was put in.
+    pub(super) fn finish(self) -> Shard<A> {
+        Shard {
+            slots: self.slots,
+            long: (!self.long.is_empty()).then(|| Arc::new(self.long)),
+        }
+    }
+}
+
+impl<A: Address> Shard<A> {
+    /// What stands under `key`, which belongs at `place`.
+    #[inline]
+    pub(super) fn find(&self, place: Place, key: Key<A>) -> Option<Identity<'_>> {
+        let (before, from) = self.slots.split_at(place.slot_of(self.slots.len()));
+        let slots = from.iter().chain(before);
+        let found = slots
+            .take_while(|slot| !slot.is_free())
+            .find(|slot| slot.key() == key)?;
+        Some(self.identity(found))
     }
 
     /// Its networks.
     pub(super) fn keys(&self) -> impl Iterator<Item = Key<A>> {
-        let taken = self.slots.iter().filter(|slot| slot.length != FREE);
+        let taken = self.slots.iter().filter(|slot| !slot.is_free());
         taken.map(Slot::key)
     }
 
@@ -200,52 +220,144 @@ impl<A: Address> Shard<A> {
         changes: &[(Key<A>, Option<Identity<'_>>)],
         place: impl Fn(Key<A>) -> Place,
     ) -> Self {
-        let is_kept = |slot: &&Slot<A>| {
-            slot.length != FREE && !changes.iter().any(|(key, _)| *key == slot.key())
-        };
+        let is_kept =
+            |slot: &&Slot<A>| !slot.is_free() && !changes.iter().any(|(key, _)| *key == slot.key());
         let kept = self.slots.iter().filter(is_kept);
         let kept = kept.map(|slot| (slot.key(), self.identity(slot)));
         let new = changes.iter();
         let new = new.filter_map(|(key, identity)| Some((*key, (*identity)?)));
         let all = kept.chain(new);
-        let (entries, text_bytes) = all.clone().fold((0, 0), |(entries, bytes), (_, identity)| {
-            (entries + 1, bytes + identity.text_bytes())
-        });
-        let mut shard = Self::with_room(entries, text_bytes);
+        let mut draft = Draft::with_room(all.clone().count());
         for (key, identity) in all {
             // No key was twice in the old shard.
-            let _ = shard.insert(place(key), key, identity);
+            let _ = draft.insert(place(key), key, identity);
         }
-        shard
+        draft.finish()
     }
 
-    /// Bytes that this shard takes.
+    /// Whether it is the other one, and no copy.
+    #[cfg(test)]
+    pub(super) fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slots, &other.slots)
+    }
+
+    /// Bytes that this shard takes, but for the counters of who shares it.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.slots) + self.text.capacity()
+        size_of_val(&*self.slots) + self.long.as_ref().map_or(0, |long| long.capacity())
     }
 
-    fn first(&self, place: Place) -> usize {
-        ((u64::from(place.slot) * self.slots.len() as u64) >> 32) as usize
-    }
-
-    fn identity(&self, slot: &Slot<A>) -> Identity<'_> {
-        let begin = slot.begin as usize;
-        let middle = begin + usize::from(slot.name_bytes);
-        let end = middle + usize::from(slot.serial_bytes);
-        Identity {
-            account: slot.account,
-            name: &self.text[begin..middle],
-            serial: &self.text[middle..end],
-        }
+    fn identity<'a>(&'a self, slot: &'a Slot<A>) -> Identity<'a> {
+        slot.identity(self.long.as_ref().map_or("", |long| long))
     }
 }
 
 impl<A: Address> Slot<A> {
+    fn free() -> Self {
+        Self {
+            bits: A::default(),
+            account: AccountId(0),
+            length: FREE,
+            name_bytes: 0,
+            serial_bytes: 0,
+            text: [0; SLOT_TEXT_BYTES],
+        }
+    }
+
+    /// Holds `identity`; what it has no room for goes behind what is `long` already.
+    fn new(key: Key<A>, identity: Identity<'_>, long: &mut String) -> Self {
+        let Identity {
+            account,
+            name,
+            serial,
+        } = identity;
+        debug_assert!(name.len() <= IDENTITY_VALUE_BYTES_MAX);
+        debug_assert!(serial.len() <= IDENTITY_VALUE_BYTES_MAX);
+        let mut text = [0; SLOT_TEXT_BYTES];
+        if let Some(room) = text.get_mut(..name.len() + serial.len()) {
+            let (name_room, serial_room) = room.split_at_mut(name.len());
+            name_room.copy_from_slice(name.as_bytes());
+            serial_room.copy_from_slice(serial.as_bytes());
+        } else {
+            let begin = u32::try_from(long.len()).expect("a shard holds less than 4 GiB");
+            text[..BEGIN_BYTES].copy_from_slice(&begin.to_ne_bytes());
+            long.push_str(name);
+            long.push_str(serial);
+        }
+        Self {
+            bits: key.bits,
+            account,
+            length: key.length,
+            name_bytes: name.len() as u8,
+            serial_bytes: serial.len() as u8,
+            text,
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        self.length == FREE
+    }
+
     fn key(&self) -> Key<A> {
         Key {
             bits: self.bits,
             length: self.length,
+        }
+    }
+
+    fn identity<'a>(&'a self, long: &'a str) -> Identity<'a> {
+        let name_bytes = usize::from(self.name_bytes);
+        let bytes = name_bytes + usize::from(self.serial_bytes);
+        let text = match self.text.get(..bytes) {
+            Some(text) => str::from_utf8(text).expect("it was copied from two texts"),
+            None => {
+                let begin = self.text[..BEGIN_BYTES].try_into().expect("its length");
+                &long[u32::from_ne_bytes(begin) as usize..][..bytes]
+            }
+        };
+        let (name, serial) = text.split_at(name_bytes);
+        Identity {
+            account: self.account,
+            name,
+            serial,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_in_a_row_are_spread_by_a_poor_hash_as_well() {
+        const SHARDS: usize = 1_024;
+        const ENTRIES: usize = 128 * SHARDS;
+        let mut shards = vec![Vec::new(); SHARDS];
+        for bits in 0x0a00_0000..0x0a00_0000 + ENTRIES as u32 {
+            let key = Key::new(bits, u32::LENGTH_MAX);
+            let place = key.place(|(block, _)| u64::from(block));
+            shards[usize::from(place.shard) % SHARDS].push((place, key));
+        }
+        for entries in shards {
+            assert!(entries.len() <= 256, "{} in a shard", entries.len());
+            let mut draft = Draft::with_room(entries.len());
+            let identity = Identity {
+                account: AccountId(1),
+                name: "press",
+                serial: "7",
+            };
+            for (place, key) in &entries {
+                draft.insert(*place, *key, identity).expect("it is new");
+            }
+            let is_at_home = |place: Place, key: Key<u32>| {
+                let slots = &draft.slots[place.slot_of(draft.slots.len())..];
+                slots.iter().take(4).any(|slot| slot.key() == key)
+            };
+            let at_home = entries
+                .iter()
+                .filter(|(place, key)| is_at_home(*place, *key));
+            let share = at_home.count() as f64 / entries.len() as f64;
+            assert!(share >= 0.75, "{share} within four slots");
         }
     }
 }
