@@ -148,14 +148,16 @@ impl Board {
         let head = shape.request_head_bytes();
         let mut interims = Vec::new();
         let mut early = None;
+        let mut behind = Vec::new();
         // A gateway that has given up need not read what still comes.
         if shape.turns == Turns::Expecting && end > head {
             let _ = device.send_if_wanted(&request[..head]);
-            let reply = device.listen(true);
-            interims.extend(reply.interims.iter().cloned());
+            let mut reply = device.listen(true, Vec::new());
+            interims.append(&mut reply.interims);
             if interims.is_empty() {
                 early = Some(reply);
             } else {
+                behind = reply.behind;
                 let _ = device.send_if_wanted(&request[head..end]);
             }
         } else {
@@ -167,7 +169,7 @@ impl Board {
                 Some(rest) => device = rest,
             }
         }
-        let reply = early.unwrap_or_else(|| device.listen(false));
+        let reply = early.unwrap_or_else(|| device.listen(false, behind));
         let heard = self.judge(number, reply, interims)?;
         self.hear_the_end(number, &heard, &mut device)?;
         Ok(heard)
@@ -217,7 +219,7 @@ impl Board {
         };
         if keeps {
             device.send(get(SERVED_AFTER, cell.shape.slots().body));
-            let next = device.listen(false);
+            let next = device.listen(false, Vec::new());
             let Heard::Whole(message) = &next.heard else {
                 return Err(format!("{cell:?}\n  {outcome:?}, and then {next:?}"));
             };

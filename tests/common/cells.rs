@@ -2,6 +2,8 @@
 //!
 //! Knows the failure table (specification, section 5) and the shapes of exchanges; holds no socket.
 
+use std::collections::BTreeSet;
+
 use super::{
     faults::{End, Fault, Heard},
     shapes::{self, Framing, INTERIM, SHAPES, Shape, Turns},
@@ -115,9 +117,9 @@ pub fn cells(faults: &[Fault], rounds: usize) -> Vec<Cell> {
 }
 
 pub fn positions(shape: &Shape, side: Side, fault: Fault) -> Vec<usize> {
-    let (head, end) = match side {
-        Side::Device => (shape.request_head_bytes(), shape.request_bytes()),
-        Side::Server => (shape.answer_head_bytes(), shape.answer_wire_bytes()),
+    let end = match side {
+        Side::Device => shape.request_bytes(),
+        Side::Server => shape.answer_wire_bytes(),
     };
     let all = match (side, fault) {
         // Its devices never send more than they do anyway.
@@ -131,13 +133,17 @@ pub fn positions(shape: &Shape, side: Side, fault: Fault) -> Vec<usize> {
         (false, _) => all.collect(),
         // Who is slow to say much may be found silent earlier.
         (true, Fault::Stall) => Vec::new(),
-        (true, _) => all
-            .filter(|position| {
-                let body = position.saturating_sub(head);
-                let at_head = *position <= head + 1 && *position + 1 >= head;
-                *position == 0 || at_head || *position + 9 >= end || (body + 1) % 65_536 < 3
-            })
-            .collect(),
+        (true, _) => {
+            let ends = match side {
+                Side::Device => shape.request_stretches(),
+                Side::Server => shape.answer_stretches(),
+            };
+            let near = ends.iter().flat_map(|end| end - 1..=end + 1);
+            // Anywhere within a head, but where each such exchange takes its time.
+            let begin = if shape.tls { 0..1 } else { 0..ends[0] };
+            let some: BTreeSet<_> = near.chain(begin).chain(end - 9..=end).collect();
+            some.into_iter().filter(|some| all.contains(some)).collect()
+        }
     }
 }
 
@@ -223,6 +229,15 @@ impl Cell {
             token: "http_request_timeout",
             keeps: false,
         };
+        let mut outcomes = Vec::new();
+        if self.fault == Fault::Stall && shape.turns == Turns::Expecting {
+            // Its interim answer may be later than a device may take with its body.
+            outcomes.push(Outcome::Told {
+                status: 504,
+                token: "http_response_timeout",
+                keeps: false,
+            });
+        }
         if !self.has_head() {
             let keeps = shape.persists() && continued;
             let told = |status, token| Outcome::Told {
@@ -230,14 +245,15 @@ impl Cell {
                 token,
                 keeps,
             };
-            return vec![match self.fault {
+            outcomes.push(match self.fault {
                 Fault::Stall if !shape.is_whole() => late_device,
                 Fault::Stall => told(504, "http_response_timeout"),
                 _ if reused && shape.method == "GET" && answered == 0 => {
                     Outcome::Whole(shape.answer_payload(number))
                 }
                 _ => told(502, "connection_terminated"),
-            }];
+            });
+            return outcomes;
         }
         let body = shape.answer_body_in(number, answered);
         let whole = match shape.answer {
@@ -246,11 +262,11 @@ impl Cell {
             Framing::UntilClose => matches!(self.fault, Fault::Close | Fault::HalfClose),
             _ => answered == shape.answer_bytes(),
         };
-        let mut outcomes = vec![if whole {
+        outcomes.push(if whole {
             Outcome::Whole(body.clone())
         } else {
             Outcome::Cut(body.clone())
-        }];
+        });
         if self.may_lose_more() {
             outcomes.push(Outcome::Cut(body));
         }

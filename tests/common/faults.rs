@@ -136,11 +136,10 @@ pub fn read_cut(bytes: &[u8]) -> Option<Message> {
 }
 
 impl Device {
-    /// Listens until a final answer is complete or the connection ends, and for interim answers
-    /// alone if `interim_only`.
-    pub fn listen(&mut self, interim_only: bool) -> Reply {
+    /// Listens until a final answer is complete or the connection ends, or until an interim one is if
+    /// `interim_only`; `bytes` have been heard before.
+    pub fn listen(&mut self, interim_only: bool, mut bytes: Vec<u8>) -> Reply {
         let mut interims = Vec::new();
-        let mut bytes = Vec::new();
         let end = loop {
             match read(&bytes) {
                 Reading::Complete(message, length) if message.status() < 200 => {

@@ -5,6 +5,8 @@
 
 use Framing::{Absent, Chunked, Length, UntilClose};
 
+use m2u::limits;
+
 use super::{
     faults,
     wire::{self, Message},
@@ -49,7 +51,7 @@ pub struct Shape {
     pub large: bool,
 }
 
-pub const SHAPES: [Shape; 21] = [
+pub const SHAPES: [Shape; 23] = [
     shape("GET", "GET", Absent),
     shape("GET, chunked answer", "GET", Absent).answer(Chunked),
     shape("GET, answer until close", "GET", Absent).answer(UntilClose),
@@ -89,6 +91,11 @@ pub const SHAPES: [Shape; 21] = [
         .answer(UntilClose)
         .minor(0)
         .tls(),
+    shape("TLS large POST", "POST", Length).tls().large(),
+    shape("TLS large POST chunked", "POST", Chunked)
+        .answer(Chunked)
+        .tls()
+        .large(),
 ];
 
 /// A request over plain HTTP/1.1 on a fresh connection, and an answer with a length.
@@ -136,13 +143,15 @@ impl Shape {
 }
 
 const REQUEST_BODY: &[u8] = b"hello, world";
-/// Bytes of a large body: several relay buffers.
+/// Bytes of a large body: several relay buffers, and the larger ones of TLS behind the first megabyte.
 const LARGE_BODY_BYTES: usize = 200_000;
+const LARGE_TLS_BODY_BYTES: usize = limits::BY_PACKETS_BYTES as usize + LARGE_BODY_BYTES;
 /// Bytes of a body of which the device of an early answer sends no more.
 pub const EARLY_BODY_BYTES: usize = 5;
 /// The interim answer.
 pub const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// Bytes that TLS 1.3 adds to a record's plaintext, and those of the record that says goodbye.
+/// Bytes that a TLS record holds at most, that TLS 1.3 adds to them, and of the record that says goodbye.
+const RECORD_TEXT_BYTES: usize = 16_384;
 const RECORD_BYTES: usize = 22;
 const GOODBYE_BYTES: usize = RECORD_BYTES + 2;
 
@@ -171,9 +180,10 @@ impl Shape {
     }
 
     fn fill(&self, pattern: &[u8]) -> Vec<u8> {
-        let length = match self.large {
-            true => LARGE_BODY_BYTES,
-            false => pattern.len(),
+        let length = match (self.large, self.tls) {
+            (true, true) => LARGE_TLS_BODY_BYTES,
+            (true, false) => LARGE_BODY_BYTES,
+            (false, _) => pattern.len(),
         };
         pattern.iter().copied().cycle().take(length).collect()
     }
@@ -242,15 +252,59 @@ impl Shape {
         self.words(0).iter().map(Vec::len).sum()
     }
 
+    /// Bytes of the server's words that each TLS record holds, in order.
+    fn records(&self) -> Vec<usize> {
+        let words = self.words(0);
+        let records = words.iter().flat_map(|word| word.chunks(RECORD_TEXT_BYTES));
+        records.map(<[u8]>::len).collect()
+    }
+
     /// Bytes of the server's words as they cross the wire; TLS adds to them, and a goodbye.
     pub fn answer_wire_bytes(&self) -> usize {
         match self.tls {
             false => self.answer_bytes(),
             true => {
-                let pieces = self.words(0);
-                let records = pieces.iter().filter(|piece| !piece.is_empty()).count();
+                let records = self.records().len();
                 self.answer_bytes() + records * RECORD_BYTES + GOODBYE_BYTES
             }
+        }
+    }
+
+    /// Where the records end that the server's words cross the wire in.
+    fn record_ends(&self) -> impl Iterator<Item = usize> {
+        self.records().into_iter().scan(0, |end, bytes| {
+            *end += bytes + RECORD_BYTES;
+            Some(*end)
+        })
+    }
+
+    /// Where a large request ends its head, and then a stretch of its body.
+    pub fn request_stretches(&self) -> Vec<usize> {
+        let ends = self.request_head_bytes()..=self.request_bytes();
+        ends.step_by(self.stretch_bytes()).collect()
+    }
+
+    /// Likewise the server's words, as they cross the wire.
+    pub fn answer_stretches(&self) -> Vec<usize> {
+        match self.tls {
+            false => {
+                let ends = self.answer_head_bytes()..=self.answer_bytes();
+                ends.step_by(self.stretch_bytes()).collect()
+            }
+            true => {
+                let records = self.stretch_bytes() / RECORD_TEXT_BYTES;
+                self.record_ends().step_by(records).collect()
+            }
+        }
+    }
+
+    /// Bytes of a large body between the places where a side breaks off: many records, for each such
+    /// exchange takes its time.
+    fn stretch_bytes(&self) -> usize {
+        if self.tls {
+            12 * RECORD_TEXT_BYTES
+        } else {
+            65_536
         }
     }
 
@@ -259,14 +313,9 @@ impl Shape {
         if !self.tls {
             return wire;
         }
-        let (mut plain, mut end) = (0, 0);
-        for piece in self.words(0).iter().filter(|piece| !piece.is_empty()) {
-            end += piece.len() + RECORD_BYTES;
-            if end <= wire {
-                plain += piece.len();
-            }
-        }
-        plain
+        let records = self.records().into_iter().zip(self.record_ends());
+        let whole = records.take_while(|(_, end)| *end <= wire);
+        whole.map(|(bytes, _)| bytes).sum()
     }
 
     /// The body bytes among the first `bytes` of the server's words, which hold the final head.

@@ -292,8 +292,9 @@ impl Conversation {
             Channel::Tls(stream) => {
                 // What the handshake still has to say is no part of it.
                 stream.flush()?;
-                for piece in pieces {
-                    stream.conn.writer().write_all(piece)?;
+                // More than a few records at a time it would not take.
+                for record in pieces.into_iter().flat_map(|piece| piece.chunks(16_384)) {
+                    stream.conn.writer().write_all(record)?;
                     stream.conn.write_tls(&mut wire)?;
                 }
                 stream.conn.send_close_notify();
