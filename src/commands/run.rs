@@ -21,8 +21,8 @@ pub struct Arguments {
 
 /// Runs the gateway: 0 once a signal has ended it in order, 1 if it refuses to start or breaks.
 pub fn execute(arguments: Arguments) -> ExitCode {
-    // With huge pages for everybody (Debian's choice) a buffer that holds a few bytes may take two
-    // megabytes. Where it can't be had, the gateway serves all the same.
+    // With huge pages for everybody (the kernel's default) a buffer that holds a few bytes may take
+    // two megabytes. If the system refuses, the gateway serves all the same.
     let _ = prctl::set_thp_disable(true);
     match arguments.config.load() {
         Ok(settings) => server::run(settings, arguments.config),

@@ -16,7 +16,7 @@ use super::{
     shard::{self, Address, Key, Place, Shard},
 };
 
-/// Bundles of a family, and shards of a bundle: about as many, for a change copies both lists.
+/// Bundles of a family, and shards of a bundle: lists of about as many bytes, for a change copies both.
 const BUNDLES: usize = 128;
 const SHARDS_PER_BUNDLE: usize = 64;
 /// Entries of a table being built whose slots are fetched into the cache together.
@@ -50,7 +50,7 @@ impl Identity<'_> {
 
     /// Appends `X_Talk2M_Device: name\r\nX_Talk2M_SerialNumber: serial\r\n`.
     ///
-    /// Rendered for each request: four short copies, where a million rendered ahead take 60 MB.
+    /// Rendered for each request: five short copies, where a million rendered ahead take 60 MB.
     #[inline]
     pub fn write_fields(&self, out: &mut Vec<u8>) {
         for part in [
@@ -394,7 +394,7 @@ fn place<A: Address>(hasher: &DefaultHashBuilder, key: Key<A>) -> Place {
 
 /// The number of a place's shard.
 fn number(place: Place) -> usize {
-    usize::from(place.shard) % (BUNDLES * SHARDS_PER_BUNDLE)
+    place.shard_of(BUNDLES * SHARDS_PER_BUNDLE)
 }
 
 /// A family while all of its entries are being counted, and then put in.

@@ -202,12 +202,16 @@ fn an_entry_takes_little_room() {
 
 #[test]
 fn long_names_are_kept_whole_beside_short_ones() {
-    // So many in one table that each shard has some of both.
+    // Neighbours, which share a shard, have some of both.
     let values = |host: u32| {
-        let name = "ü".repeat(host as usize % 62);
+        let (name, serial) = match host % 2 {
+            0 => (host % 12, 0),
+            _ => (host % 62, host % 13),
+        };
+        let name = "ü".repeat(name as usize);
         (
             format!("{name}{host}"),
-            "0123456789".repeat(host as usize % 13),
+            "0123456789".repeat(serial as usize),
         )
     };
     let values: Vec<_> = (0..30_000).map(values).collect();
@@ -265,6 +269,8 @@ fn churn_does_not_grow_a_shard() {
 #[test]
 fn a_change_among_a_million_copies_next_to_nothing() {
     const MILLION: u32 = 1_000_000;
+    // A shard of three times the mean, and the lists that lead to it.
+    const COPIED_BYTES_MAX: usize = 36_864;
     let mut table = fleet(MILLION);
     println!("{} bytes an entry", bytes(&table) / table.len());
     // Assigned anew, released, moved, in turn, all over the table.
@@ -302,7 +308,7 @@ fn a_change_among_a_million_copies_next_to_nothing() {
             took[50]
         );
         assert!(
-            bytes_max <= 32_768 * batch as usize,
+            bytes_max <= COPIED_BYTES_MAX * batch as usize,
             "{bytes_max} bytes copied"
         );
     }
