@@ -145,7 +145,7 @@ impl Shape {
 const REQUEST_BODY: &[u8] = b"hello, world";
 /// Bytes of a large body: several relay buffers, and the larger ones of TLS behind the first megabyte.
 const LARGE_BODY_BYTES: usize = 200_000;
-const LARGE_TLS_BODY_BYTES: usize = limits::BY_PACKETS_BYTES as usize + LARGE_BODY_BYTES;
+const LARGE_TLS_BODY_BYTES: usize = limits::BY_PACKETS_BYTES + LARGE_BODY_BYTES;
 /// Bytes of a body of which the device of an early answer sends no more.
 pub const EARLY_BODY_BYTES: usize = 5;
 /// The interim answer.
