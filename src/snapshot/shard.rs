@@ -322,7 +322,7 @@ impl<A: Address> Slot<A> {
         let name_bytes = usize::from(self.name_bytes);
         let bytes = name_bytes + usize::from(self.serial_bytes);
         let text = match (self.text.get(..bytes), long) {
-            // Looking again costs less than a line more would.
+            // To check the text again costs less than to hold it elsewhere.
             (Some(text), _) => str::from_utf8(text).expect("it was copied from two texts"),
             (None, Some(long)) => {
                 let begin = self.text[..BEGIN_BYTES].try_into().expect("its length");
