@@ -193,7 +193,7 @@ impl Board {
             let sightings = self.sightings[number].lock().unwrap();
             sightings.first().is_some_and(|first| first.reused)
         };
-        let outcomes = cell.outcomes(number, reused);
+        let outcomes = cell.outcomes(number, reused, !interims.is_empty());
         outcomes
             .iter()
             .find(|outcome| cell.is(outcome, number, &reply.heard))

@@ -138,11 +138,11 @@ pub fn positions(shape: &Shape, side: Side, fault: Fault) -> Vec<usize> {
                 Side::Device => shape.request_stretches(),
                 Side::Server => shape.answer_stretches(),
             };
-            let near = ends.iter().flat_map(|end| end - 1..=end + 1);
+            let near = ends.iter().flat_map(|at| at - 1..=at + 1);
             // Anywhere within a head, but where each such exchange takes its time.
             let begin = if shape.tls { 0..1 } else { 0..ends[0] };
             let some: BTreeSet<_> = near.chain(begin).chain(end - 9..=end).collect();
-            some.into_iter().filter(|some| all.contains(some)).collect()
+            some.into_iter().filter(|at| all.contains(at)).collect()
         }
     }
 }
@@ -186,11 +186,12 @@ impl Cell {
         }
     }
 
-    /// Everything that this cell may end in; `reused` says whether the server's connection was.
-    pub fn outcomes(&self, number: usize, reused: bool) -> Vec<Outcome> {
+    /// Everything that this cell may end in; `reused` says whether the server's connection was, and
+    /// `continued` whether the device heard an interim answer.
+    pub fn outcomes(&self, number: usize, reused: bool, continued: bool) -> Vec<Outcome> {
         match self.side {
             Side::Device => self.outcomes_of_device(number),
-            Side::Server => self.outcomes_of_server(number, reused),
+            Side::Server => self.outcomes_of_server(number, reused, continued),
         }
     }
 
@@ -220,7 +221,7 @@ impl Cell {
         }
     }
 
-    fn outcomes_of_server(&self, number: usize, reused: bool) -> Vec<Outcome> {
+    fn outcomes_of_server(&self, number: usize, reused: bool, heard: bool) -> Vec<Outcome> {
         let shape = self.shape;
         let answered = self.answered();
         let continued = shape.turns != Turns::Expecting || answered >= INTERIM.len();
@@ -230,7 +231,7 @@ impl Cell {
             keeps: false,
         };
         let mut outcomes = Vec::new();
-        if self.fault == Fault::Stall && shape.turns == Turns::Expecting {
+        if self.fault == Fault::Stall && shape.turns == Turns::Expecting && !heard {
             // Its interim answer may be later than a device may take with its body.
             outcomes.push(Outcome::Told {
                 status: 504,

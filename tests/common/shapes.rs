@@ -293,7 +293,8 @@ impl Shape {
             }
             true => {
                 let records = self.stretch_bytes() / RECORD_TEXT_BYTES;
-                self.record_ends().step_by(records).collect()
+                let last = self.answer_wire_bytes() - GOODBYE_BYTES;
+                self.record_ends().step_by(records).chain([last]).collect()
             }
         }
     }
@@ -302,7 +303,7 @@ impl Shape {
     /// exchange takes its time.
     fn stretch_bytes(&self) -> usize {
         if self.tls {
-            12 * RECORD_TEXT_BYTES
+            8 * RECORD_TEXT_BYTES
         } else {
             65_536
         }

@@ -283,7 +283,7 @@ impl Conversation {
         stream.flush()
     }
 
-    /// These pieces and an orderly end as they cross the wire: a TLS record for each piece and one
+    /// These pieces and an orderly end as they cross the wire: a TLS record for each 16 KiB of a piece and one
     /// for the goodbye, or the plain bytes.
     pub fn seal<'p>(&mut self, pieces: impl IntoIterator<Item = &'p [u8]>) -> io::Result<Vec<u8>> {
         let mut wire = Vec::new();
