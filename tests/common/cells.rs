@@ -187,11 +187,11 @@ impl Cell {
     }
 
     /// Everything that this cell may end in; `reused` says whether the server's connection was, and
-    /// `continued` whether the device heard an interim answer.
-    pub fn outcomes(&self, number: usize, reused: bool, continued: bool) -> Vec<Outcome> {
+    /// `interim` whether the device heard an interim answer.
+    pub fn outcomes(&self, number: usize, reused: bool, interim: bool) -> Vec<Outcome> {
         match self.side {
             Side::Device => self.outcomes_of_device(number),
-            Side::Server => self.outcomes_of_server(number, reused, continued),
+            Side::Server => self.outcomes_of_server(number, reused, interim),
         }
     }
 
@@ -221,7 +221,7 @@ impl Cell {
         }
     }
 
-    fn outcomes_of_server(&self, number: usize, reused: bool, heard: bool) -> Vec<Outcome> {
+    fn outcomes_of_server(&self, number: usize, reused: bool, interim: bool) -> Vec<Outcome> {
         let shape = self.shape;
         let answered = self.answered();
         let continued = shape.turns != Turns::Expecting || answered >= INTERIM.len();
@@ -231,7 +231,7 @@ impl Cell {
             keeps: false,
         };
         let mut outcomes = Vec::new();
-        if self.fault == Fault::Stall && shape.turns == Turns::Expecting && !heard {
+        if self.fault == Fault::Stall && shape.turns == Turns::Expecting && !interim {
             // Its interim answer may be later than a device may take with its body.
             outcomes.push(Outcome::Told {
                 status: 504,
